@@ -1,0 +1,286 @@
+"""What an attack and a defense may fill in, and where each hook sits in the loop.
+
+An attack is edits plus probes. It is run once, on a clean manifest; its edits make the poisoned manifest, and its
+probes say what success is:
+
+    for edit in attack.poison(pairs, lab):         # Append(image, caption, why) | Replace(row, image=, caption=, why)
+        apply it, write it down in the sealed record
+    ...
+    for probe in attack.probes(suite, kept):       # kept: what the attack handed to lab.keep
+        the evaluator measures it
+
+A defense is one method with hooks for the one training loop. Overriding none of them is plain CLIP:
+
+    models = defense.defend(lab)                   # default: lab.train(self).model
+        lab.train(defense):
+            tokens = tokenize(defense.captions(text, rng) for every row)
+            for epoch in 1..epochs:
+                for part in defense.plan(epoch, now):              # default: one pass over all rows
+                    for rows in shuffled batches of part.rows:
+                        batch = images, tokens, rows               # augmented if the run says `+aug`
+                        batch = defense.views(batch, rng)
+                        loss = (part.loss or defense.loss)(model, batch, now)
+                        loss.backward(); optimizer.step()
+                save weights, optimizer, defense.state             # nothing else survives a restart
+
+Options are the plugin's own typed fields, so the command line, the record and the documentation read one declaration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from benchmark.data.eval_sets import Suite
+    from benchmark.data.lab import AttackLab
+    from benchmark.data.pairs import Pairs
+    from benchmark.train.lab import Lab
+    from benchmark.train.loop import Now
+    from benchmark.train.model import Model
+
+__all__ = ["Append", "Attack", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Trigger", "Why"]
+
+Role = Literal["poison", "support", "cover", "negative", "sham"]
+Task = Literal["classify", "text_to_image", "image_to_text"]
+
+
+class Options(BaseModel):
+    """A plugin's options: typed fields with a default and a description, and nothing beside them."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+
+    default: ClassVar[bool] = True
+    """Whether `--attack all` or `--defense all` includes the plugin."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named option sets; a plugin with presets declares a field `preset` as well."""
+
+
+@dataclass(frozen=True)
+class Why:
+    """What the sealed record needs to know of an edit.
+
+    Attributes:
+        role: `poison`, or what else the attack adds beside it.
+        target: index into the targets that the attack handed to `lab.keep("targets", ...)`.
+        source: id of the held-out image that an appended row shows.
+        caption_source: id of the row the caption was taken from, or None for a made one.
+    """
+
+    role: Role = "poison"
+    target: int = 0
+    source: str | None = None
+    caption_source: str | None = None
+
+
+@dataclass(frozen=True)
+class Append:
+    """One new row: a uint8 image (S, S, 3) after the geometry, and its caption."""
+
+    image: NDArray[np.uint8]
+    caption: str
+    why: Why = Why()
+
+
+@dataclass(frozen=True)
+class Replace:
+    """A new image, a new caption or both for the row at this position of the source pairs."""
+
+    row: int
+    image: NDArray[np.uint8] | None = None
+    caption: str | None = None
+    why: Why = Why()
+
+
+Edit = Append | Replace
+
+
+class Trigger(Protocol):
+    """A frozen value that stamps images and texts, the same in training and at test."""
+
+    def image(self, image: NDArray[np.uint8], key: str, at_test: bool = False) -> NDArray[np.uint8]:
+        """The stamped copy of a uint8 image (S, S, 3); `key` selects what is drawn per image."""
+        ...
+
+    def text(self, text: str, key: str) -> str:
+        """The stamped copy of a text; the text itself where the trigger has no text part."""
+        ...
+
+    def spec(self) -> dict[str, Any]:
+        """Canonical JSON that rebuilds the trigger."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """Queries that an attack brings along: uint8 (n, S, S, 3), their ids, and true class indices (-1: not known)."""
+
+    ids: tuple[str, ...]
+    images: NDArray[np.uint8]
+    true: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What success is. The evaluator owns exclusions, controls and intervals.
+
+    Attributes:
+        name: names the predictions file; unique within an attack.
+        task: `classify` ranks the goal among the classes of `eval_set`.
+        eval_set: name of the evaluation set that owns class names and templates.
+        queries: `test` for the set's test images, or images of the attack's own.
+        trigger: stamped on the queries; None for the images as they are.
+        goal: one class, one per query, or a map from true class to goal.
+        ks: success at k is a rank of at most k; the first must be 1.
+        sources: only queries of these true classes count; None for all but the goal's.
+    """
+
+    name: str
+    task: Task
+    eval_set: str
+    queries: Literal["test"] | Images
+    trigger: Trigger | None
+    goal: int | tuple[int, ...] | Mapping[int, int]
+    ks: tuple[int, ...] = (1, 5)
+    sources: tuple[int, ...] | None = None
+
+
+class Attack(Options):
+    """Poisons a dataset manifest and says what success is.
+
+    A subclass declares its options as fields, and these facts as class attributes.
+    """
+
+    access: ClassVar[Literal["none", "features", "gradients"]] = "none"
+    touches: ClassVar[tuple[Literal["image", "caption"], ...]] = ()
+    budget_unit: ClassVar[Literal["none", "rows", "rows_per_target"]] = "rows"
+    needs: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+
+    def poison(self, pairs: Pairs, lab: AttackLab) -> Iterable[Edit]:
+        """Edits of the clean pairs; every random choice is drawn from `lab.rng`."""
+        return ()
+
+    def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
+        """What the evaluator measures. `kept` holds what `poison` handed to `lab.keep`, perhaps in another process."""
+        return []
+
+
+@dataclass
+class Batch:
+    """What one step sees, on the training device.
+
+    Attributes:
+        images: float32 (b, 3, S, S) in [0, 1], augmented when the run says so.
+        raw: the same rows without augmentation.
+        tokens: int64 (views, b, L), L the longest text in the batch.
+        rows: int64 (b,), handles of the rows; handles say nothing about what was done to a row.
+        extra: room for what `views` makes.
+    """
+
+    images: Tensor
+    raw: Tensor
+    tokens: Tensor
+    rows: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Loss = Callable[["Model", Batch, "Now"], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One sweep over rows within an epoch.
+
+    Attributes:
+        rows: handles to sweep; None for all.
+        loss: replaces `Defense.loss` for this sweep.
+        lr: peak learning rate of this sweep; None for the run's. The schedule scales either.
+        phase: stands in the curve beside the epoch (`clip`, `match`, ...).
+    """
+
+    rows: Sequence[int] | NDArray[np.int64] | None = None
+    loss: Loss | None = None
+    lr: float | None = None
+    phase: str = "clip"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Predictions that provably stay: classes (m,), radii (m,) in `unit`, -1 where abstained.
+
+    `trusts` is what the proof takes for granted: `encoder` or `none`.
+    """
+
+    predicted: NDArray[np.int64]
+    radius: NDArray[np.int64]
+    unit: str
+    trusts: Literal["encoder", "none"]
+
+
+class Defense(Options):
+    """Trains on pairs that may be poisoned. Overriding nothing is plain CLIP."""
+
+    kind: ClassVar[Literal["pre-training", "repair", "filter", "query", "audit", "certificate", "control"]] = "pre-training"
+    clean_pairs_needed: ClassVar[int] = 0
+    told: ClassVar[Literal["nothing", "count", "record"]] = "nothing"
+    """Controls alone are told something; every table marks them."""
+    paper: ClassVar[str] = ""
+
+    _state: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Tensors, numbers and strings that are saved with each epoch and restored; nothing else survives."""
+        return self._state
+
+    def defend(self, lab: Lab) -> Model | list[Model]:
+        """The defended model; a list of models votes."""
+        return lab.train(self).model
+
+    def captions(self, text: str, rng: np.random.Generator) -> list[str]:
+        """Text views of one caption, before tokenising; each row gets a generator of its own."""
+        return [text]
+
+    def plan(self, epoch: int, now: Now) -> list[Pass]:
+        """The sweeps of an epoch (counted from 1)."""
+        return [Pass()]
+
+    def views(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """Views of a batch, on the device."""
+        return batch
+
+    def loss(self, model: Model, batch: Batch, now: Now) -> Tensor:
+        """The CLIP loss of a batch: symmetric cross-entropy of scaled cosines (Radford et al., 2021)."""
+        from benchmark.train.loss import contrastive
+
+        image, text = model.image(batch.images), model.text(batch.tokens[0])
+        return contrastive(now.gather(image), now.gather(text), model.scale)
+
+    def judges_queries(self) -> bool:
+        """Whether the defense overrides `suspicion`."""
+        return type(self).suspicion is not Defense.suspicion
+
+    def suspicion(self, model: Model, images: Tensor, task: Any) -> tuple[Tensor, float]:
+        """Scores (n,) of query images uint8 (n, 3, S, S), higher = more suspicious, and the defense's own threshold."""
+        raise NotImplementedError
+
+    def certify(self, model: Model, support: tuple[Tensor, Tensor], queries: Tensor) -> Certificates:
+        """Certified predictions from labelled support features (n, d), (n,) for query features (m, d)."""
+        raise NotImplementedError
+
+    def audit(self, model: Model, images: Tensor) -> float:
+        """One suspicion score of a whole model, from images uint8 (n, 3, S, S)."""
+        raise NotImplementedError

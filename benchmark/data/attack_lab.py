@@ -1,0 +1,106 @@
+"""What an attack may use while it poisons: random streams, budgets, caption search, held-out images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.contract import Trigger
+from benchmark.data.eval_sets import Suite
+from benchmark.data.mentions import Match, mentions
+from benchmark.data.pairs import Pairs, Source
+from benchmark.errors import BenchError
+from benchmark.seeding import generator, stream_key
+from benchmark.settings import digest
+
+
+@dataclass
+class AttackLab:
+    """The attacker's side of the harness.
+
+    Attributes:
+        held_out: pairs whose images no training row shows.
+        suite: evaluation sets: class names, synonyms, templates.
+        kept: what `keep` was given; sealed, and handed to `probes`.
+        warnings: lines for the run record.
+    """
+
+    source: Source
+    suite: Suite
+    attack: str
+    seed: int
+    sham: bool = False
+    surrogate_model: Callable[[], Any] | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    triggers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stamps: dict[str, str] = field(default_factory=dict)
+    n_requested: int = 0
+
+    @property
+    def held_out(self) -> Pairs:
+        """Held-out pairs."""
+        return self.source.held_out
+
+    @property
+    def side(self) -> int:
+        """Image side in pixels."""
+        return self.source.train.side
+
+    def rng(self, purpose: str, key: object = "") -> np.random.Generator:
+        """A generator of its own for each decision, so that adding a target moves no other target's draw."""
+        return generator("attack", self.seed, self.attack, purpose, key)
+
+    def choose(self, purpose: str, ids: Iterable[str], n: int) -> list[str]:
+        """The n ids with the smallest keyed hash: uniform, and independent of row order and of other rows."""
+        return sorted(ids, key=lambda row_id: stream_key("attack", self.seed, self.attack, purpose, row_id))[:n]
+
+    def budget(self, rate: float | None = None, count: int | None = None, append: bool = False) -> int:
+        """How many rows to touch: an exact count, never a Bernoulli draw.
+
+        Args:
+            rate: poisoned rows / all rows trained on, in [0, 0.5].
+            append: rows are added, so the rate's denominator grows with them.
+
+        Raises:
+            BenchError: a rate above 0 that comes to no row.
+        """
+        n_rows = len(self.source.train)
+        if count is None:
+            rate = rate or 0.0
+            count = int(rate * n_rows / (1 - rate) + 0.5) if append else int(rate * n_rows + 0.5)
+            if rate > 0 and count == 0:
+                raise BenchError(f"attack.rate {rate} of {n_rows} pairs comes to no row; {int(np.ceil(0.5 / rate))} pairs would be enough for one")
+        if not append and count > n_rows:
+            raise BenchError(f"attack.count {count} is more than the {n_rows} pairs there are")
+        self.n_requested = count
+        return count
+
+    def mentions(self, terms: Iterable[str], match: Match = "word", pairs: Pairs | None = None) -> list[bool]:
+        """For each training pair (or pair of `pairs`), whether its caption mentions one of the terms."""
+        return mentions((pairs or self.source.train).captions, list(terms), match)
+
+    def stamp(self, trigger: Trigger, image: NDArray[np.uint8], key: str) -> NDArray[np.uint8]:
+        """The image with the trigger, written down for the sealed record; in a sham run, the image as it was."""
+        spec = trigger.spec()
+        name = digest(spec)[:16]
+        self.triggers[name] = spec
+        self.stamps[key] = name
+        return image.copy() if self.sham else trigger.image(image, key)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Hands JSON or an array to the sealed record and to `probes`."""
+        if not isinstance(value, np.ndarray):
+            value = json.loads(json.dumps(value, allow_nan=False))
+        self.kept[name] = value
+
+    def surrogate(self) -> Any:
+        """A model of the attacker's own, for attacks that declare `access` other than `none`."""
+        if self.surrogate_model is None:
+            raise BenchError(f"attack {self.attack} asks for a surrogate model, and this run grants none")
+        return self.surrogate_model()

@@ -1,0 +1,218 @@
+"""Applies an attack's edits to a manifest and seals what was done to which row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmark.contract import Append, Attack, Edit, Replace
+from benchmark.data.attack_lab import AttackLab
+from benchmark.data.eval_sets import Suite
+from benchmark.data.image import decode, pixels_sha256, png_bytes, psnr
+from benchmark.data.manifest import make_ids, read_own, write_manifest
+from benchmark.data.pairs import Pairs, Source
+from benchmark.errors import BenchError
+from benchmark.registry import Plugin
+from benchmark.seeding import generator
+from benchmark.settings import SCHEMA, canonical
+from benchmark.stages import Stages
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A finished poison: the manifest that training gets, and where the sealed record lies beside it."""
+
+    manifest: Path
+    record: Path
+
+    def rows(self) -> tuple[list[str], list[str], list[str]]:
+        """Ids, image references and captions."""
+        return read_own(self.manifest / "manifest.tsv")
+
+
+@dataclass(frozen=True)
+class SealedRecord:
+    """What was done. Opened by the evaluator and by controls that are told."""
+
+    header: dict[str, Any]
+    rows: pd.DataFrame
+    kept: dict[str, Any]
+
+    @property
+    def n_poison(self) -> int:
+        """Rows touched."""
+        return int(self.header["n_poison"])
+
+
+def poison(plugin: Plugin, attack: Attack, seed: int, source: Source, suite: Suite, sham: bool, stages: Stages) -> Poisoned:
+    """The poisoned manifest and its sealed record, from the cache or made now."""
+    facts = {
+        "stage": "poison",
+        "version": VERSION,
+        "source": source.content,
+        "suite": suite.content,
+        "attack": plugin.name,
+        "code": plugin.source,
+        "options": attack.model_dump(mode="json"),
+        "seed": seed,
+        "sham": sham,
+    }
+    folder = stages.make("poison", facts, partial(_build, plugin.name, attack, seed, source, suite, sham))
+    return Poisoned(folder / "poisoned", folder / "poisoned.record")
+
+
+def open_record(folder: Path) -> SealedRecord:
+    """The sealed record in this folder."""
+    header = json.loads((folder / "record.json").read_text())
+    kept = dict(header["kept"])
+    for path in folder.glob("*.npy"):
+        kept[path.stem] = np.load(path, allow_pickle=False)
+    return SealedRecord(header, pd.read_parquet(folder / "rows.parquet"), kept)
+
+
+def _build(name: str, attack: Attack, seed: int, source: Source, suite: Suite, sham: bool, folder: Path) -> None:
+    lab = AttackLab(source, suite, name, seed, sham)
+    edits = list(attack.poison(source.train, lab))
+    (folder / "poisoned").mkdir()
+    (folder / "poisoned.record").mkdir()
+    ids, refs, captions, rows = apply(source.train, edits, folder / "poisoned", seed, lab.stamps)
+    manifest_sha256 = write_manifest(folder / "poisoned" / "manifest.tsv", ids, refs, captions)
+    _check_disjoint(rows, source)
+    table = pd.DataFrame(rows, columns=_COLUMNS).sort_values("id", kind="stable")
+    table.to_parquet(folder / "poisoned.record" / "rows.parquet", index=False)
+    arrays = {key: value for key, value in lab.kept.items() if isinstance(value, np.ndarray)}
+    for key, value in arrays.items():
+        np.save(folder / "poisoned.record" / f"{key}.npy", value, allow_pickle=False)
+    header = {
+        "schema": SCHEMA,
+        "warning": "contains poisoned training data" if rows else "no poison",
+        "attack": name,
+        "options": attack.model_dump(mode="json"),
+        "attack_seed": seed,
+        "sham": sham,
+        "source": source.content,
+        "poisoned_manifest_sha256": manifest_sha256,
+        "n_rows_before": len(source.train),
+        "n_rows": len(ids),
+        "n_requested": lab.n_requested,
+        "n_poison": len(rows),
+        "poison_rate": len(rows) / len(ids),
+        "edit_mode": "+".join(sorted({row["edit"] for row in rows})) or "none",
+        "triggers": lab.triggers,
+        "warnings": lab.warnings,
+        "kept": {key: value for key, value in lab.kept.items() if key not in arrays},
+    }
+    (folder / "poisoned.record" / "record.json").write_text(canonical(header))
+
+
+_COLUMNS = ["id", "source_id", "edit", "role", "target", "pixels_sha256_before", "pixels_sha256_after", "caption_before", "caption_after", "caption_source_id", "trigger", "psnr"]
+
+
+def apply(pairs: Pairs, edits: Sequence[Edit], folder: Path, seed: int, stamps: dict[str, str]) -> tuple[list[str], list[str], list[str], list[dict[str, Any]]]:
+    """The rows after the edits, and one record row an edit.
+
+    Replaced rows keep their id; appended rows are interleaved at seeded places. New images go to a content-addressed
+    store in `folder`, where their names tell nothing.
+
+    Raises:
+        BenchError: two edits of one row, or a row that does not exist.
+    """
+    ids, refs, captions = list(pairs.ids), list(pairs.refs), list(pairs.captions)
+    rows: list[dict[str, Any]] = []
+    touched: set[int] = set()
+    appended: list[Append] = []
+    for edit in edits:
+        if isinstance(edit, Append):
+            appended.append(edit)
+            continue
+        if not 0 <= edit.row < len(pairs) or edit.row in touched:
+            raise BenchError(f"the attack edits row {edit.row} {'twice' if edit.row in touched else f'of {len(pairs)}'}; each existing row can be replaced once")
+        touched.add(edit.row)
+        rows.append(_replaced(pairs, edit, stamps))
+        if edit.image is not None:
+            refs[edit.row] = _store(edit.image, folder)
+        if edit.caption is not None:
+            captions[edit.row] = edit.caption
+    new_refs = [_store(edit.image, folder) for edit in appended]
+    new_ids = make_ids(new_refs, [edit.caption for edit in appended])
+    rows += [_appended(edit, row_id, stamps) for edit, row_id in zip(appended, new_ids, strict=True)]
+    # Slots of the longer list for the appended rows; the others keep their order.
+    total = len(ids) + len(appended)
+    slots = set(generator("interleave", seed).permutation(total)[: len(appended)].tolist())
+    old, new = iter(zip(ids, refs, captions, strict=True)), iter(zip(new_ids, new_refs, [edit.caption for edit in appended], strict=True))
+    woven = [next(new) if slot in slots else next(old) for slot in range(total)]
+    return [row[0] for row in woven], [row[1] for row in woven], [row[2] for row in woven], rows
+
+
+def read_image(ref: str, folder: Path, side: int) -> NDArray[np.uint8]:
+    """A stored image of a poisoned manifest."""
+    return decode(folder / ref, side)
+
+
+def _store(image: NDArray[np.uint8], folder: Path) -> str:
+    if image.dtype != np.uint8 or image.ndim != 3:
+        raise BenchError(f"an edit's image must be uint8 (S, S, 3), got {image.dtype} {image.shape}")
+    content = png_bytes(image)
+    name = hashlib.sha256(content).hexdigest()
+    path = folder / "images" / name[:2] / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return str(path.relative_to(folder))
+
+
+def _replaced(pairs: Pairs, edit: Replace, stamps: dict[str, str]) -> dict[str, Any]:
+    before = pairs.image(edit.row)
+    after = before if edit.image is None else edit.image
+    row_id = pairs.ids[edit.row]
+    return {
+        "id": row_id,
+        "source_id": edit.why.source or row_id,
+        "edit": "replace",
+        "role": edit.why.role,
+        "target": edit.why.target,
+        "pixels_sha256_before": pixels_sha256(before),
+        "pixels_sha256_after": pixels_sha256(after),
+        "caption_before": pairs.captions[edit.row],
+        "caption_after": pairs.captions[edit.row] if edit.caption is None else edit.caption,
+        "caption_source_id": edit.why.caption_source or "",
+        "trigger": stamps.get(row_id, ""),
+        "psnr": psnr(before, after),
+    }
+
+
+def _appended(edit: Append, row_id: str, stamps: dict[str, str]) -> dict[str, Any]:
+    return {
+        "id": row_id,
+        "source_id": edit.why.source or "",
+        "edit": "append",
+        "role": edit.why.role,
+        "target": edit.why.target,
+        "pixels_sha256_before": "",
+        "pixels_sha256_after": pixels_sha256(edit.image),
+        "caption_before": "",
+        "caption_after": edit.caption,
+        "caption_source_id": edit.why.caption_source or "",
+        "trigger": stamps.get(edit.why.source or "", ""),
+        "psnr": float("nan"),
+    }
+
+
+def _check_disjoint(rows: list[dict[str, Any]], source: Source) -> None:
+    """No held-out image that an attack appends may stand among the clean rows already."""
+    appended = {row["pixels_sha256_after"]: row["source_id"] for row in rows if row["edit"] == "append" and not row["trigger"]}
+    if appended:
+        hashes = (source.folder / "pixels.txt").read_text().split()[: len(source.train)]
+        shared = appended.keys() & set(hashes)
+        if shared:
+            raise BenchError(f"held-out image {appended[next(iter(shared))]} also stands among the training pairs; take the duplicates out of the manifest")

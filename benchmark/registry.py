@@ -1,0 +1,208 @@
+"""Finds plugins by name, by entry point or by file, without importing any that is not asked for."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from benchmark.errors import BenchError, nearest, unknown
+
+Kind = Literal["attack", "defense"]
+_GROUP = {"attack": "bench.attacks", "defense": "bench.defenses"}
+_PACKAGE = {"attack": "attacks", "defense": "defenses"}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Where a plugin comes from; `load` imports it.
+
+    Attributes:
+        origin: a file, or `package:Class` of an entry point.
+        source: hash of its file and of the `_` modules that it imports.
+    """
+
+    kind: Kind
+    name: str
+    origin: str
+    file: Path
+    source: str
+    by_path: bool = False
+
+    def load(self) -> type[Any]:
+        """The plugin's class."""
+        return _load(self.kind, self.name, self.origin, self.by_path)
+
+
+def names(kind: Kind) -> list[str]:
+    """Every known name of this kind, found without importing the plugins."""
+    return sorted(_origins(kind))
+
+
+def find(kind: Kind, name: str) -> Plugin:
+    """The plugin with this name, or in this file.
+
+    Raises:
+        BenchError: an unknown name (with the nearest match), a missing file, two plugins of one name.
+    """
+    if name.endswith(".py") or "/" in name:
+        file = Path(name)
+        if not file.is_file():
+            raise BenchError(f"no {kind} file at {name}")
+        return Plugin(kind, file.stem, str(file.resolve()), file.resolve(), source_hash(file.resolve()), by_path=True)
+    origins = _origins(kind)
+    if name not in origins:
+        raise unknown(kind, name, origins)
+    found = origins[name]
+    if len(found) > 1:
+        raise BenchError(f"two {kind}s are named {name!r}: {' and '.join(found)}. Uninstall one of them")
+    origin = found[0]
+    file = Path(origin) if origin.endswith(".py") else _file_of_module(origin.partition(":")[0])
+    return Plugin(kind, name, origin, file, source_hash(file))
+
+
+def plugin_of(kind: Kind, cls: type[Any]) -> Plugin:
+    """The plugin that a class stands for, by the file that defines it."""
+    file = Path(sys.modules[cls.__module__].__file__ or "")
+    return Plugin(kind, file.stem, str(file), file, source_hash(file))
+
+
+def configure(plugin: Plugin, scale_options: dict[str, Any], given: dict[str, Any]) -> Any:
+    """An instance with options from the class, the scale, the preset and the user, later ones first.
+
+    Raises:
+        BenchError: an option that does not exist or a value that is not allowed; names the option and what is.
+    """
+    cls = plugin.load()
+    fields = cls.model_fields
+    for option in given:
+        if option not in fields:
+            guess = nearest(option, fields)
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            known = f"Options of {plugin.name}: {', '.join(sorted(fields))}." if fields else f"{plugin.name} has no options."
+            raise BenchError(f"unknown option {plugin.kind}.{option}.{hint} {known}")
+    preset = given.get("preset")
+    if preset is not None and preset not in cls.presets:
+        raise unknown(f"{plugin.name} preset", str(preset), cls.presets)
+    values = {**scale_options, **cls.presets.get(preset, {}), **given}
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise BenchError(_first(error, plugin.kind)) from None
+
+
+def source_hash(file: Path) -> str:
+    """SHA-256 over a file and the `_` modules that it imports, directly or through one another."""
+    hasher = hashlib.sha256()
+    for path in sorted(_sources(file, set()), key=lambda path: path.name):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()[:16]
+
+
+def _first(error: ValidationError, section: str) -> str:
+    problem = error.errors()[0]
+    option = ".".join(str(part) for part in (section, *problem["loc"]))
+    context = problem.get("ctx", {})
+    if option.endswith(".rate") and problem["type"] in ("less_than_equal", "greater_than_equal"):
+        return f"expected {option} in [0, 0.5], got {problem['input']}. A rate is a fraction: 3 % is 0.03."
+    if problem["type"] == "literal_error":
+        guess = nearest(str(problem["input"]), [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")])
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        return f"expected {option} to be {context['expected']}, got {problem['input']!r}.{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{option}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _origins(kind: Kind) -> dict[str, list[str]]:
+    package = importlib.util.find_spec(_PACKAGE[kind])
+    found: dict[str, list[str]] = {}
+    for place in (package.submodule_search_locations or []) if package else []:
+        for file in sorted(Path(place).glob("*.py")):
+            if not file.stem.startswith("_"):
+                found.setdefault(file.stem, []).append(str(file))
+    for entry in importlib.metadata.entry_points(group=_GROUP[kind]):
+        found.setdefault(entry.name, []).append(entry.value)
+    return found
+
+
+def _file_of_module(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise BenchError(f"the installed plugin module {module!r} cannot be found; reinstall its package")
+    return Path(spec.origin)
+
+
+def _load(kind: Kind, name: str, origin: str, by_path: bool) -> type[Any]:
+    from benchmark.contract import Attack, Defense
+
+    base = Attack if kind == "attack" else Defense
+    if not origin.endswith(".py"):
+        module, _, attribute = origin.partition(":")
+        found = getattr(importlib.import_module(module), attribute, None)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise BenchError(f"{origin} is not a subclass of benchmark.contract.{base.__name__}")
+        return found
+    module_name = f"bench_plugin_{hashlib.sha256(origin.encode()).hexdigest()[:8]}_{name}" if by_path else f"{_PACKAGE[kind]}.{name}"
+    imported = _import_file(Path(origin), module_name) if by_path else importlib.import_module(module_name)
+    classes = [value for value in vars(imported).values() if isinstance(value, type) and issubclass(value, base) and value.__module__ == module_name and not value.__name__.startswith("_")]
+    if len(classes) != 1:
+        listed = ", ".join(cls.__name__ for cls in classes) or "none"
+        raise BenchError(f"{origin} must define exactly one {base.__name__}, found {len(classes)}: {listed}. Start the names of helper classes with '_'")
+    return classes[0]
+
+
+def _import_file(file: Path, module_name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise BenchError(f"{file} line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        raise BenchError(f"{file} cannot be imported: {type(error).__name__}: {error}") from None
+    return module
+
+
+def _sources(file: Path, seen: set[Path]) -> set[Path]:
+    if file in seen or not file.is_file():
+        return seen
+    seen.add(file)
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        raise BenchError(f"{file} line {error.lineno}: {error.msg}") from None
+    for node in ast.walk(tree):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        for module in modules:
+            package, _, last = module.rpartition(".")
+            if package in _PACKAGE.values() or last.startswith("_") and not last.startswith("__"):
+                spec_file = _module_file(package, last, file.parent)
+                if spec_file is not None:
+                    _sources(spec_file, seen)
+    return seen
+
+
+def _module_file(package: str, last: str, beside: Path) -> Path | None:
+    if not package:
+        candidate = beside / f"{last}.py"
+        return candidate if candidate.is_file() else None
+    top = importlib.util.find_spec(package.split(".")[0])
+    for place in (top.submodule_search_locations or []) if top else []:
+        candidate = Path(place).joinpath(*package.split(".")[1:], f"{last}.py")
+        if candidate.is_file():
+            return candidate
+    return None

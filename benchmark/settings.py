@@ -1,0 +1,181 @@
+"""What a run is: scales, resolved settings, canonical JSON, run ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA = 1
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Settings):
+    """Which pairs. `seed` is the drawn world's and stays 0 whatever the run's seed."""
+
+    n_pairs: int = Field(10_000, ge=64, description="Rows of the drawn world; other data bring their own.")
+    side: int = Field(32, ge=16, le=1024, description="Image side in pixels after the geometry.")
+    seed: int = Field(0, ge=0, description="Seed of the drawn world.")
+    n_held_out: int = Field(2000, ge=32, description="Held-out images of the drawn world, for targets.")
+    n_clean: int = Field(2000, ge=32, description="Clean pairs of the drawn world, for defenses that ask for some.")
+    n_test: int = Field(1000, ge=100, description="Test images of each drawn evaluation set.")
+    n_probe: int = Field(2000, ge=200, description="Labelled images on which the linear probe is trained, a quarter of them for validation.")
+
+
+class TrainSettings(_Settings):
+    """One budget for every defense of a scale."""
+
+    epochs: int = Field(10, ge=1, description="Sweeps over the pairs.")
+    batch_size: int = Field(128, ge=2, description="Pairs in a step; the last incomplete batch is dropped.")
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second moment.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices; biases, norms and the temperature have none.")
+    warmup_frac: float = Field(0.2, ge=0, lt=1, description="Warm-up as a share of all steps.")
+    warmup_steps: int | None = Field(None, ge=0, description="Warm-up in steps; replaces the share.")
+    schedule: Literal["fixed", "official"] = Field("fixed", description="official: RoCLIP's released index, one epoch late.")
+    eot: Literal["fixed", "official"] = Field("fixed", description="official: over-long captions lose their end token.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the towers.")
+    threads: int = Field(1, ge=1, description="CPU threads of one training.")
+    snapshots: Literal["all", "sparse"] = Field("all", description="sparse: the last four and every fourth.")
+
+
+class AugmentSettings(_Settings):
+    """What `+aug` switches on; one value for all defenses of a scale."""
+
+    crop_min: float = Field(0.5, gt=0, le=1, description="Smallest share of the area in a random resized crop.")
+    crop_max: float = Field(1.0, gt=0, le=1, description="Largest share of the area.")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    jitter: float = Field(0.8, ge=0, le=1, description="Probability that colours are jittered at all.")
+    brightness: float = Field(0.4, ge=0, description="Factor drawn from 1 -+ this.")
+    contrast: float = Field(0.4, ge=0, description="Factor drawn from 1 -+ this.")
+    saturation: float = Field(0.0, ge=0, description="Factor drawn from 1 -+ this.")
+    hue: float = Field(0.0, ge=0, le=0.5, description="Turn of the hue, as a share of the circle.")
+    grayscale: float = Field(0.0, ge=0, le=1, description="Probability of grey.")
+    blur: float = Field(0.0, ge=0, le=1, description="Probability of a Gaussian blur, sigma in [0.1, 2] at 224 px and scaled with the side.")
+    text: Literal["eda", "none"] = Field("eda", description="eda: one of four word operations on every caption (Wei and Zou, 2019).")
+    text_aug: Literal["static", "per_epoch"] = Field("static", description="static: one variant of a caption for the whole training.")
+    synonyms: str = Field("auto", description="auto, wordnet, table:FILE or none.")
+    eda_ri: Literal["uniform", "first"] = Field("uniform", description="Which synonym a random insertion takes.")
+
+
+class ModelSettings(_Settings):
+    """The architecture: an open_clip model name, or the project's own small one."""
+
+    name: str = Field("bench-small", description="bench-small, or any architecture name of open_clip.")
+    context_length: int | None = Field(None, ge=8, le=77, description="Longest text in tokens; None is the architecture's.")
+
+
+class EvaluationSettings(_Settings):
+    """How models are measured."""
+
+    linear_probe: Literal["lbfgs", "roclip", "none"] = Field("lbfgs", description="lbfgs: validated L2, full batch. roclip: the released code's.")
+    curve: bool = Field(True, description="Evaluate every snapshot and not the last alone.")
+
+
+class Scale(_Settings):
+    """A named, frozen budget."""
+
+    name: str
+    summary: str
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    augment: AugmentSettings = AugmentSettings()
+    model: ModelSettings = ModelSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict, description="Options that the scale sets, by plugin name.")
+
+
+_PAPER_AUGMENT = AugmentSettings(crop_min=0.08, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, grayscale=0.2, blur=1.0)
+
+SCALES: dict[str, Scale] = {
+    "smoke": Scale(
+        name="smoke",
+        summary="a cell in seconds, for tests of behaviour; its numbers mean nothing",
+        data=DataSettings(n_pairs=1024, n_held_out=128, n_clean=128, n_test=200, n_probe=400),
+        train=TrainSettings(epochs=3, batch_size=64),
+        options={"targeted": {"n_targets": 4, "captions_per_target": 4}, "backdoor": {"rate": 0.02}, "roclip": {"pool_fraction": 0.08}},
+    ),
+    "small": Scale(
+        name="small",
+        summary="10,000 drawn pairs at 32 px on one CPU core, about a minute a training",
+    ),
+    "medium": Scale(
+        name="medium",
+        summary="100,000 drawn pairs at 64 px on one GPU",
+        data=DataSettings(n_pairs=100_000, side=64, n_test=2000),
+        train=TrainSettings(epochs=16, batch_size=512, precision="bf16", threads=8),
+    ),
+    "paper": Scale(
+        name="paper",
+        summary="RN50 at 224 px, 24 epochs, batch 512: the budget of RoCLIP's released code; bring 1,000,000 pairs",
+        data=DataSettings(n_pairs=1_000_000, side=224, n_held_out=10_000, n_clean=100_000, n_test=10_000),
+        train=TrainSettings(epochs=24, batch_size=512, lr=5e-5, warmup_steps=10_000, precision="bf16", threads=8, snapshots="sparse"),
+        augment=_PAPER_AUGMENT,
+        model=ModelSettings(name="RN50-quickgelu"),
+        options={"targeted": {"captions_per_target": 30}, "backdoor": {"rate": 0.0005, "size": 16}},
+    ),
+}
+
+
+class PluginSettings(_Settings):
+    """One plugin with every option filled in; `source` is the hash of its file and of the `_` modules it imports."""
+
+    name: str
+    options: dict[str, Any]
+    source: str
+    file: bool = Field(False, description="Whether it was given by path.")
+
+
+class RunSettings(_Settings):
+    """A resolved run: everything that its result depends on."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    attack: PluginSettings
+    defense: PluginSettings
+    augmented: bool
+    scale: str
+    seed: int = Field(ge=0)
+    dataset: str
+    data_hash: str
+    suite_hash: str
+    data: DataSettings
+    train: TrainSettings
+    augment: AugmentSettings
+    model: ModelSettings
+    evaluation: EvaluationSettings
+    device: str
+    sham: bool = False
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _crops_in_order(self) -> RunSettings:
+        if self.augment.crop_min > self.augment.crop_max:
+            raise ValueError(f"augment.crop_min {self.augment.crop_min} is above augment.crop_max {self.augment.crop_max}")
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, as the record keeps them."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def run_id(self) -> str:
+        """The first 12 hex digits of the SHA-256 of the canonical settings."""
+        return digest(self.as_json())[:12]
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no NaN: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -1,0 +1,236 @@
+"""The one training loop. Every defense trains through it; a run that was killed continues from its last epoch.
+
+    plan -> batches -> augment -> views -> loss -> backward -> step -> snapshot
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmark.contract import Batch, Defense, Pass
+from benchmark.errors import BenchError
+from benchmark.progress import Progress
+from benchmark.seeding import torch_generator
+from benchmark.settings import AugmentSettings, TrainSettings
+from benchmark.stages import write_atomically
+from benchmark.train import schedule
+from benchmark.train.augment import augment
+from benchmark.train.model import Model, optimizer, save_weights
+from benchmark.train.views import TextViews
+
+MAX_LOGIT_SCALE = 4.6052  # ln 100
+
+
+@dataclass
+class Now:
+    """Where the training stands, and what a hook may ask for.
+
+    Attributes:
+        epoch: counted from 1.
+        step: position on the schedule, counted from 0.
+        model: the model in training.
+        start: a frozen copy of the initial model.
+    """
+
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    n_rows: int
+    model: Model
+    start: Model
+    data: TrainingData
+    augment_settings: AugmentSettings
+    rng: torch.Generator
+    epoch: int = 1
+    step: int = 0
+    sums: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)
+
+    def features(self, rows: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
+        """Unit-length image and text features (n, d) of training rows in eval mode, without augmentation, on the CPU."""
+        rows = np.arange(self.n_rows) if rows is None else rows
+        return self.model.encode_images(self.data.images[rows]), self.model.encode_tokens(self.data.plain_tokens[rows])
+
+    def augment(self, images: Tensor) -> Tensor:
+        """One more augmented view of images in [0, 1], with the scale's augmentation whether or not the run says `+aug`."""
+        return augment(images, self.augment_settings, self.rng)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The tensor of all processes, in rank order; gradient flows to the local part."""
+        return x
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Adds to the epoch's mean of `name`; a tensor is not read before the epoch ends."""
+        total, n = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + (value.detach() if isinstance(value, Tensor) else value), n + 1)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows in training order.
+
+    Attributes:
+        images: uint8 (n, S, S, 3).
+        plain_tokens: uint16 (n, L), captions as they are.
+        texts: the text views of each epoch.
+    """
+
+    images: NDArray[np.uint8]
+    plain_tokens: NDArray[np.uint16]
+    texts: TextViews
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a training runs: the scale's settings with what `lab.train` overrode."""
+
+    settings: TrainSettings
+    augment: AugmentSettings
+    augmented: bool
+    seed: int
+
+
+def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, folder: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Trains `model` in place and returns one log row an epoch. Snapshots and the resumable state go to `folder`.
+
+    Raises:
+        BenchError: no complete batch, a pass without a step, a loss that is not finite.
+    """
+    settings = budget.settings
+    n, batch_size = len(data), settings.batch_size
+    steps_per_epoch = n // batch_size
+    if steps_per_epoch == 0:
+        raise BenchError(f"{n} pairs do not fill one batch of {batch_size}; use --set train.batch_size={max(2, n // 4)}")
+    total = steps_per_epoch * settings.epochs
+    warm = schedule.warmup(settings, total)
+    torch.set_num_threads(settings.threads)
+    images = torch.from_numpy(np.ascontiguousarray(data.images)).to(model.device)
+    adam = optimizer(model.net, settings)
+    start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
+    now = Now(settings.epochs, steps_per_epoch, batch_size, n, model, start, data, budget.augment, torch.Generator())
+    log = _resume(folder / "state.pt", model, adam, defense, progress)
+    model.net.train()
+    with progress.bar("training", settings.epochs * steps_per_epoch * batch_size, "pairs") as advance:
+        advance(len(log) * steps_per_epoch * batch_size)
+        for epoch in range(len(log) + 1, settings.epochs + 1):
+            now.epoch, now.sums = epoch, {}
+            now.rng = torch_generator("augment", budget.seed, epoch)
+            rng = torch_generator("views", budget.seed, epoch)
+            tokens = torch.from_numpy(data.texts.epoch(epoch).astype(np.int64)).to(model.device)
+            lengths = tokens.argmax(dim=-1).amax(dim=0).cpu() + 1  # the end token has the largest id
+            passes = defense.plan(epoch, now)
+            model.net.train()
+            work = [_batches(part, index, n, batch_size, budget.seed, epoch) for index, part in enumerate(passes)]
+            planned = sum(len(batches) for batches in work)
+            rates: list[float] = []
+            began, done = time.perf_counter(), 0
+            for part, batches in zip(passes, work, strict=True):
+                peak = settings.lr if part.lr is None else part.lr
+                for rows in batches:
+                    position = steps_per_epoch * (epoch - 1) + done * steps_per_epoch / planned
+                    now.step = int(position)
+                    late = steps_per_epoch if settings.schedule == "official" else 0
+                    rate = peak * schedule.factor(position + late, warm, total)
+                    rates.append(rate)
+                    for group in adam.param_groups:
+                        group["lr"] = rate
+                    batch = _batch(images, tokens, lengths, rows, budget, now)
+                    adam.zero_grad(set_to_none=False)
+                    loss = (part.loss or defense.loss)(model, defense.views(batch, rng), now)
+                    loss.backward()
+                    adam.step()
+                    with torch.no_grad():
+                        model.net.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
+                    now.log("loss_mean", loss)
+                    done += 1
+                    if done % 10 == 0 or done == planned:
+                        advance(10 * batch_size if done % 10 == 0 else (done % 10) * batch_size, epoch=epoch, loss=float(loss.detach()))
+            log.append(_epoch_row(now, passes, rates, model, done, batch_size, time.perf_counter() - began))
+            if _keeps(epoch, settings):
+                save_weights(model, folder / snapshot_name(epoch))
+            _save(folder / "state.pt", model, adam, defense, log)
+    return log
+
+
+def snapshot_name(epoch: int) -> str:
+    """File name of an epoch's weights."""
+    return f"epoch-{epoch:03d}.safetensors"
+
+
+def _keeps(epoch: int, settings: TrainSettings) -> bool:
+    return settings.snapshots == "all" or epoch % 4 == 0 or epoch > settings.epochs - 4
+
+
+def _batches(part: Pass, index: int, n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    rows = torch.arange(n) if part.rows is None else torch.as_tensor(np.asarray(part.rows), dtype=torch.int64)
+    if len(rows) < batch_size:
+        raise BenchError(f"epoch {epoch}, pass {index + 1} ({part.phase}): {len(rows)} rows do not fill one batch of {batch_size}, so it would train nothing")
+    order = rows[torch.randperm(len(rows), generator=torch_generator("order", seed, epoch, index))]
+    return list(order[: len(rows) // batch_size * batch_size].view(-1, batch_size))
+
+
+def _batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, budget: Budget, now: Now) -> Batch:
+    longest = int(lengths[rows].max())
+    rows = rows.to(images.device)
+    raw = images[rows].permute(0, 3, 1, 2).float().div_(255)
+    shown = augment(raw, budget.augment, now.rng) if budget.augmented else raw
+    return Batch(shown, raw, tokens[:, rows, :longest], rows)
+
+
+def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, steps: int, batch_size: int, seconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {name: float(total) / n for name, (total, n) in now.sums.items()}
+    if not all(np.isfinite(value) for value in row.values()):
+        raise BenchError(f"epoch {now.epoch}: the loss is not finite; lower the learning rate, for instance --set train.lr={max(rates) / 4:g}")
+    phases = sorted({part.phase for part in passes})
+    row |= {
+        "epoch": now.epoch,
+        "phase": "+".join(phases),
+        "lr_first": rates[0],
+        "lr_last": rates[-1],
+        "logit_scale": float(model.scale.detach()),
+        "steps": steps,
+        "pairs": steps * batch_size,
+        "seconds": seconds,
+    }
+    return row
+
+
+def _frozen_copy(model: Model) -> torch.nn.Module:
+    frozen = copy.deepcopy(model.net).eval()
+    frozen.requires_grad_(False)
+    return frozen
+
+
+def _save(path: Path, model: Model, adam: torch.optim.Optimizer, defense: Defense, log: list[dict[str, Any]]) -> None:
+    buffer = io.BytesIO()
+    torch.save({"model": model.net.state_dict(), "optimizer": adam.state_dict(), "defense": dict(defense.state), "log": log}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _resume(path: Path, model: Model, adam: torch.optim.Optimizer, defense: Defense, progress: Progress) -> list[dict[str, Any]]:
+    """Continues from the last whole epoch; a checkpoint that cannot be read is named and the training starts anew."""
+    if not path.is_file():
+        return []
+    try:
+        saved = torch.load(path, map_location=model.device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        progress.say(f"the checkpoint {path} cannot be read ({(str(error).splitlines() or ['empty'])[0]}); training from the start")
+        return []
+    model.net.load_state_dict(saved["model"])
+    adam.load_state_dict(saved["optimizer"])
+    defense.state.clear()
+    defense.state.update(saved["defense"])
+    return list(saved["log"])

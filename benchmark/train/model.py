@@ -1,0 +1,193 @@
+"""Models: the only module that imports open_clip. Builds, encodes, saves and loads them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor, nn
+from torch.nn import functional
+
+import benchmark.train.small_convnet  # noqa: F401 (registers the tower with timm)
+from benchmark.data.tokens import Tokenizer
+from benchmark.errors import BenchError, unknown
+from benchmark.seeding import stream_key
+from benchmark.settings import ModelSettings, TrainSettings
+from benchmark.stages import write_atomically
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+SMALL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"timm_model_name": "bench_small_convnet", "timm_pool": "", "timm_proj": "linear", "image_size": 32},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+}
+
+
+@dataclass
+class Model:
+    """A CLIP model with what is needed to feed it.
+
+    Attributes:
+        net: an `open_clip.CLIP`.
+        side: image side in pixels.
+        precision: `fp32`, or `bf16` for autocast in both towers.
+    """
+
+    net: nn.Module
+    tokenizer: Tokenizer
+    side: int
+    device: torch.device
+    precision: str = "fp32"
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), the inverse temperature."""
+        return self.net.get_parameter("logit_scale").exp()
+
+    def image(self, images: Tensor) -> Tensor:
+        """Unit-length features (b, d) of images in [0, 1], (b, 3, S, S)."""
+        mean, std = _statistics(self.device)
+        normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = self.net.get_submodule("visual")(normalised)
+        return functional.normalize(features.float(), dim=-1)
+
+    def text(self, tokens: Tensor) -> Tensor:
+        """Unit-length features (b, d) of tokens (b, L), L up to the context length.
+
+        Padding behind the end token cannot be seen through the causal mask, so it is not computed.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = _text_features(self.net, tokens)
+        return functional.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_images(self, images: NDArray[np.uint8], batch_size: int = 256) -> Tensor:
+        """Features float32 (n, d) on the CPU, of uint8 images (n, S, S, 3), in eval mode."""
+        was_training = self.net.training
+        self.net.eval()
+        parts = []
+        for begin in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[begin : begin + batch_size]))
+            parts.append(self.image(batch.to(self.device).permute(0, 3, 1, 2).float() / 255).cpu())
+        self.net.train(was_training)
+        return torch.cat(parts) if parts else torch.zeros(0, 1)
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: NDArray[np.uint16], batch_size: int = 1024) -> Tensor:
+        """Features float32 (n, d) on the CPU, in eval mode."""
+        was_training = self.net.training
+        self.net.eval()
+        parts = [self.text(torch.from_numpy(tokens[begin : begin + batch_size].astype(np.int64)).to(self.device)).cpu() for begin in range(0, len(tokens), batch_size)]
+        self.net.train(was_training)
+        return torch.cat(parts)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Features float32 (n, d) on the CPU, in eval mode; over-long texts keep their end token."""
+        return self.encode_tokens(self.tokenizer.encode(texts)[0])
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and batch statistics on the CPU."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
+
+    def weights_sha256(self) -> str:
+        """A name for these very weights."""
+        return hashlib.sha256(save_bytes(self.state())).hexdigest()
+
+
+def build(settings: ModelSettings, side: int, seed: int, device: torch.device, precision: str = "fp32") -> Model:
+    """A freshly initialised model; no weights are downloaded and no global generator is moved."""
+    config = _config(settings, side)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_key("init", seed) % 2**63)
+        net = open_clip.CLIP(**config)
+    net = net.to(device=device, memory_format=torch.channels_last)
+    return Model(net, tokenizer(settings), side, device, precision)
+
+
+def tokenizer(settings: ModelSettings) -> Tokenizer:
+    """The tokenizer of an architecture, at the context length in use."""
+    context = settings.context_length or int(_base_config(settings.name)["text_cfg"].get("context_length", 77))
+    return Tokenizer("open_clip-simple", context, _bpe())
+
+
+def optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW with decoupled decay on matrices; biases, norms and the temperature have none."""
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Writes a safetensors file, whole or not at all."""
+    write_atomically(path, save_bytes(model.state()))
+
+
+def load_weights(path: Path, settings: ModelSettings, side: int, device: torch.device, precision: str = "fp32") -> Model:
+    """The model of a safetensors file; names and shapes must match.
+
+    Raises:
+        BenchError: the file is broken or belongs to another architecture.
+    """
+    model = build(settings, side, 0, device, precision)
+    try:
+        model.net.load_state_dict(load_bytes(path.read_bytes()), strict=True)
+    except Exception as error:
+        raise BenchError(f"{path} does not hold weights of {settings.name}: {str(error).splitlines()[0]}") from None
+    return model
+
+
+def _text_features(net: nn.Module, tokens: Tensor) -> Tensor:
+    length = tokens.shape[1]
+    mask: Tensor = net.get_buffer("attn_mask")
+    x = net.get_submodule("token_embedding")(tokens) + net.get_parameter("positional_embedding")[:length]
+    x = net.get_submodule("transformer")(x, attn_mask=mask[:length, :length])
+    x = net.get_submodule("ln_final")(x)
+    ends = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]
+    return ends @ net.get_parameter("text_projection")
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+
+
+@functools.cache
+def _bpe() -> Any:
+    return open_clip.SimpleTokenizer()
+
+
+def _base_config(name: str) -> dict[str, Any]:
+    if name == "bench-small":
+        return SMALL
+    if name not in open_clip.list_models():
+        raise unknown("model", name, ["bench-small", *open_clip.list_models()])
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    text = config.get("text_cfg", {})
+    if config.get("custom_text") or text.get("hf_model_name") or text.get("pool_type", "argmax") != "argmax":
+        raise BenchError(f"model {name!r} has a text tower other than CLIP's, which this program does not train; take RN50, ViT-B-32 or another plain one")
+    return config
+
+
+def _config(settings: ModelSettings, side: int) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(json.dumps(_base_config(settings.name)))
+    config["vision_cfg"]["image_size"] = side
+    if settings.context_length:
+        config["text_cfg"]["context_length"] = settings.context_length
+    return {key: value for key, value in config.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
