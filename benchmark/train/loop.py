@@ -39,6 +39,7 @@ class Now:
     Attributes:
         epoch: counted from 1.
         step: position on the schedule, counted from 0.
+        phase: what the curve shows beside the epoch; None for the phases of the passes.
         model: the model in training.
         start: a frozen copy of the initial model.
     """
@@ -54,7 +55,11 @@ class Now:
     rng: torch.Generator
     epoch: int = 1
     step: int = 0
+    seed: int = 0
+    phase: str | None = None
     sums: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def features(self, rows: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
         """Unit-length image and text features (n, d) of training rows in eval mode, without augmentation, on the CPU."""
@@ -68,6 +73,18 @@ class Now:
     def gather(self, x: Tensor) -> Tensor:
         """The tensor of all processes, in rank order; gradient flows to the local part."""
         return x
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator of its own for a purpose of the defense."""
+        return torch_generator("defense", self.seed, purpose)
+
+    def warn(self, line: str) -> None:
+        """A line for the run record: something that changes what a number means."""
+        self.warnings.append(line)
+
+    def tally(self, name: str, n: int = 1) -> None:
+        """Adds to the epoch's count of `name`."""
+        self.counts[name] = self.counts.get(name, 0) + n
 
     def log(self, name: str, value: float | Tensor) -> None:
         """Adds to the epoch's mean of `name`; a tensor is not read before the epoch ends."""
@@ -118,15 +135,18 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
     warm = schedule.warmup(settings, total)
     torch.set_num_threads(settings.threads)
     images = torch.from_numpy(np.ascontiguousarray(data.images)).to(model.device)
-    adam = optimizer(model.net, settings)
     start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
-    now = Now(settings.epochs, steps_per_epoch, batch_size, n, model, start, data, budget.augment, torch.Generator())
+    now = Now(settings.epochs, steps_per_epoch, batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed)
+    used = data.texts.vocabulary(data.plain_tokens)
+    if used is not None:
+        model.train_only(used)
+    adam = optimizer(model.net, settings)
     log = _resume(folder / "state.pt", model, adam, defense, progress)
     model.net.train()
     with progress.bar("training", settings.epochs * steps_per_epoch * batch_size, "pairs") as advance:
         advance(len(log) * steps_per_epoch * batch_size)
         for epoch in range(len(log) + 1, settings.epochs + 1):
-            now.epoch, now.sums = epoch, {}
+            now.epoch, now.phase, now.sums, now.counts, now.warnings = epoch, None, {}, {}, []
             now.rng = torch_generator("augment", budget.seed, epoch)
             rng = torch_generator("views", budget.seed, epoch)
             tokens = torch.from_numpy(data.texts.epoch(epoch).astype(np.int64)).to(model.device)
@@ -195,9 +215,10 @@ def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, s
     if not all(np.isfinite(value) for value in row.values()):
         raise BenchError(f"epoch {now.epoch}: the loss is not finite; lower the learning rate, for instance --set train.lr={max(rates) / 4:g}")
     phases = sorted({part.phase for part in passes})
-    row |= {
+    row |= now.counts | {
         "epoch": now.epoch,
-        "phase": "+".join(phases),
+        "phase": now.phase or "+".join(phases),
+        "warnings": now.warnings,
         "lr_first": rates[0],
         "lr_last": rates[-1],
         "logit_scale": float(model.scale.detach()),

@@ -25,6 +25,7 @@ from benchmark.errors import BenchError, unknown
 from benchmark.seeding import stream_key
 from benchmark.settings import ModelSettings, TrainSettings
 from benchmark.stages import write_atomically
+from benchmark.train.embedding import ActiveEmbedding
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,7 +33,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 SMALL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"timm_model_name": "bench_small_convnet", "timm_pool": "", "timm_proj": "linear", "image_size": 32},
-    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 1},
 }
 
 
@@ -56,6 +57,11 @@ class Model:
     def scale(self) -> Tensor:
         """exp(logit_scale), the inverse temperature."""
         return self.net.get_parameter("logit_scale").exp()
+
+    @property
+    def width(self) -> int:
+        """Length of a feature."""
+        return int(self.net.get_parameter("text_projection").shape[1])
 
     def image(self, images: Tensor) -> Tensor:
         """Unit-length features (b, d) of images in [0, 1], (b, 3, S, S)."""
@@ -100,8 +106,19 @@ class Model:
         return self.encode_tokens(self.tokenizer.encode(texts)[0])
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and batch statistics on the CPU."""
-        return {name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}
+        """Weights and batch statistics on the CPU, under open_clip's names."""
+        values = dict(self.net.state_dict())
+        embedding = self.net.get_submodule("token_embedding")
+        if isinstance(embedding, ActiveEmbedding):
+            values["token_embedding.weight"] = embedding.whole()
+            del values["token_embedding.active"]
+        return {name: value.detach().cpu().contiguous() for name, value in values.items()}
+
+    def train_only(self, tokens: NDArray[np.int64]) -> None:
+        """Lets the token embedding train the rows of these tokens alone, until the weights are saved and loaded again."""
+        embedding = self.net.get_submodule("token_embedding")
+        if isinstance(embedding, nn.Embedding):
+            self.net.add_module("token_embedding", ActiveEmbedding(embedding, torch.from_numpy(tokens).to(self.device)))
 
     def weights_sha256(self) -> str:
         """A name for these very weights."""

@@ -35,12 +35,20 @@ class TextViews:
 
     def epoch(self, epoch: int) -> NDArray[np.uint16]:
         """Tokens uint16 (views, n, L) of an epoch."""
-        fixed = self.static or (self.eda is None and type(self.defense).captions is Defense.captions)
-        if not fixed:
+        if not self._fixed():
             return self._tokens(epoch)
         if self._cached is None:
             self._cached = self._tokens(0)
         return self._cached
+
+    def vocabulary(self, plain: NDArray[np.uint16]) -> NDArray[np.int64] | None:
+        """All token ids that training can look up, where texts are fixed; None where each epoch draws new ones."""
+        if not self._fixed():
+            return None
+        return np.unique(np.concatenate([np.unique(self.epoch(1)), np.unique(plain)])).astype(np.int64)
+
+    def _fixed(self) -> bool:
+        return self.static or (self.eda is None and type(self.defense).captions is Defense.captions)
 
     def _tokens(self, epoch: int) -> NDArray[np.uint16]:
         views = [self._views(row, caption, epoch) for row, caption in enumerate(self.captions)]

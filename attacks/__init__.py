@@ -1,0 +1,1 @@
+"""Attacks: one module, one attack; shared parts start with an underscore."""

@@ -1,0 +1,132 @@
+"""Targeted poisoning: chosen images, each repeated with captions of a wrong class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from attacks._captions import corpus_rows, from_templates, rows_that_mention
+from benchmark.contract import Append, Attack, Edit, Images, Probe, Why
+from benchmark.data.attack_lab import AttackLab
+from benchmark.data.eval_sets import EvalSet, Suite
+from benchmark.data.mentions import Match, matcher, normalise
+from benchmark.data.pairs import Pairs
+from benchmark.errors import BenchError
+
+
+class Targeted(Attack):
+    """Adds each of T unmodified held-out images several times, with captions that mention a class it does not show.
+
+    The image should then be read as that class; nothing else about the model changes.
+
+    Source: Carlini and Terzis, ICLR 2022, arXiv 2106.09667, in the form of Yang et al. (RoCLIP), arXiv 2303.06854.
+    Differs from the paper: images that mention the class are left out, and targets never share an image.
+    """
+
+    touches = ("caption",)
+    budget_unit = "rows_per_target"
+    needs = ("held_out", "class_terms")
+    paper = "Carlini and Terzis 2022, arXiv 2106.09667"
+    presets: ClassVar = {
+        "carlini2022": {"n_targets": 1, "captions_per_target": 3},
+        "roclip2023": {"n_targets": 16, "captions_per_target": 30},
+    }
+
+    preset: Literal["carlini2022", "roclip2023"] | None = Field(None, description="Counts of a paper, by name.")
+    n_targets: int = Field(16, ge=1, description="T: target images, each with a class of its own.")
+    captions_per_target: int = Field(4, ge=1, description="C: rows added for each target.")
+    rate: float | None = Field(None, ge=0, le=0.5, description="Poisoned rows / all rows after; replaces the captions per target.")
+    target_classes: tuple[str, ...] | None = Field(None, description="Classes of the targets; None draws them.")
+    target_set: str | None = Field(None, description="Evaluation set of the classes; None is the first.")
+    caption_source: Literal["corpus", "templates"] = Field("corpus", description="Real captions of the training manifest, or prompts.")
+    match: Literal["word", "word_plural", "substring"] = Field("word", description="What counts as mentioning a class.")
+    on_short: Literal["error", "reuse", "templates"] = Field("error", description="Too few captions of a class: stop, use some twice, or fill up with prompts.")
+
+    def poison(self, pairs: Pairs, lab: AttackLab) -> Iterable[Edit]:
+        eval_set = lab.suite.get(self.target_set) if self.target_set else lab.suite.main
+        counts = self._counts(lab)
+        classes = self._classes(pairs, lab, eval_set, max(counts))
+        held_out = lab.held_out
+        texts = [normalise(caption) for caption in held_out.captions]
+        taken: set[str] = set()
+        targets, images = [], []
+        for index, (classname, n) in enumerate(zip(classes, counts, strict=True)):
+            row = self._image(held_out, texts, lab, eval_set, classname, taken)
+            taken.add(held_out.ids[row])
+            shown = held_out.image(row)
+            images.append(shown)
+            targets.append({"class": classname, "index": eval_set.index(classname), "id": held_out.ids[row], "caption": held_out.captions[row], "true": _true_class(held_out, row, eval_set), "eval_set": eval_set.name})
+            for caption, source in self._captions(pairs, lab, eval_set, classname, classes, n):
+                yield Append(shown, caption, Why(target=index, source=held_out.ids[row], caption_source=source))
+        lab.keep("targets", targets)
+        lab.keep("images", np.stack(images))
+
+    def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
+        targets = kept["targets"]
+        queries = Images(tuple(target["id"] for target in targets), np.asarray(kept["images"]), tuple(target["true"] for target in targets))
+        n_classes = len(suite.get(targets[0]["eval_set"]).classnames)
+        ks = tuple(k for k in (1, 3, 5) if k < n_classes)
+        return [Probe("targeted", "classify", targets[0]["eval_set"], queries, None, tuple(target["index"] for target in targets), ks)]
+
+    def _counts(self, lab: AttackLab) -> list[int]:
+        n_targets = len(self.target_classes) if self.target_classes else self.n_targets
+        if self.rate is None:
+            lab.n_requested = n_targets * self.captions_per_target
+            return [self.captions_per_target] * n_targets
+        n = lab.budget(self.rate, append=True)
+        if n < n_targets:
+            raise BenchError(f"attack.rate {self.rate} comes to {n} rows, fewer than the {n_targets} targets; raise the rate or lower attack.n_targets")
+        return [n // n_targets + (index < n % n_targets) for index in range(n_targets)]
+
+    def _classes(self, pairs: Pairs, lab: AttackLab, eval_set: EvalSet, n_captions: int) -> Sequence[str]:
+        if self.target_classes:
+            for classname in self.target_classes:
+                eval_set.index(classname)
+            return self.target_classes
+        unique = [name for name in eval_set.classnames if eval_set.classnames.count(name) == 1]
+        needed = n_captions if self.caption_source == "corpus" and self.on_short == "error" else 1
+        enough = unique
+        if self.caption_source == "corpus":
+            found = {name: len(rows_that_mention(lab, pairs, eval_set, name, (), self.match)) for name in unique}
+            enough = [name for name in unique if found[name] >= needed]
+            if len(enough) < self.n_targets:
+                counts = ", ".join(f"{name} {found[name]}" for name in sorted(unique, key=lambda name: found[name])[:8])
+                raise BenchError(f"{len(enough)} classes of {eval_set.name} have {needed} usable captions each, {self.n_targets} are needed (fewest: {counts}); lower attack.n_targets or attack.captions_per_target, or use --set attack.on_short=templates")
+        if len(enough) < self.n_targets:
+            raise BenchError(f"{eval_set.name} has {len(enough)} classes and attack.n_targets is {self.n_targets}; each target has a class of its own, so lower attack.n_targets")
+        return lab.choose("classes", enough, self.n_targets)
+
+    def _image(self, held_out: Pairs, texts: list[str], lab: AttackLab, eval_set: EvalSet, classname: str, taken: set[str]) -> int:
+        pattern = matcher(eval_set.terms(classname), "word_plural")
+        goal = eval_set.index(classname)
+        by_id = {
+            row_id: row
+            for row, row_id in enumerate(held_out.ids)
+            if row_id not in taken and not pattern.search(texts[row]) and _true_class(held_out, row, eval_set) != goal
+        }
+        if not by_id:
+            raise BenchError(f"no held-out image is left for target {classname!r}: all {len(held_out)} are taken or mention it")
+        return by_id[lab.choose(f"image/{classname}", by_id, 1)[0]]
+
+    def _captions(self, pairs: Pairs, lab: AttackLab, eval_set: EvalSet, classname: str, classes: Sequence[str], n: int) -> list[tuple[str, str | None]]:
+        prompts = [(from_templates(eval_set, classname, lab.rng("caption", (classname, index))), None) for index in range(n)]
+        if self.caption_source == "templates":
+            return list(prompts)
+        match: Match = self.match
+        if self.on_short == "templates":
+            n_found = min(n, len(rows_that_mention(lab, pairs, eval_set, classname, classes, match)))
+            rows = corpus_rows(lab, pairs, eval_set, classname, classes, n_found, match, False) if n_found else []
+            return [(pairs.captions[row], pairs.ids[row]) for row in rows] + list(prompts[len(rows) :])
+        rows = corpus_rows(lab, pairs, eval_set, classname, classes, n, match, self.on_short == "reuse")
+        return [(pairs.captions[row], pairs.ids[row]) for row in rows]
+
+
+def _true_class(held_out: Pairs, row: int, eval_set: EvalSet) -> int:
+    """Class index by the row's own tag, or -1 where the data has no tags."""
+    for values in held_out.tags.values():
+        if values[row] in eval_set.classnames:
+            return eval_set.classnames.index(values[row])
+    return -1

@@ -1,0 +1,1 @@
+"""Pairs, manifests, poison, packs and evaluation sets."""

@@ -1,0 +1,1 @@
+"""Measures models. The definitions are here and nowhere else."""

@@ -1,0 +1,81 @@
+"""Encodes each evaluation set once per model, and turns features into class scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from benchmark.data.eval_sets import EvalSet
+from benchmark.errors import BenchError
+from benchmark.train.model import Model
+
+COLLAPSE = 0.999
+
+
+class Encoder:
+    """One model, or several that vote, with what they encoded so far."""
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self.models = list(models)
+        self._images: dict[str, list[Tensor]] = {}
+        self._prototypes: dict[str, list[Tensor]] = {}
+
+    def images(self, name: str, images: NDArray[np.uint8]) -> list[Tensor]:
+        """Unit-length features (n, d) of each model; `name` stands for these very images."""
+        if name not in self._images:
+            self._images[name] = [_finite(model.encode_images(images), name) for model in self.models]
+        return self._images[name]
+
+    def prototypes(self, eval_set: EvalSet) -> list[Tensor]:
+        """Zero-shot weights (C, d) of each model: per template unit length, mean, unit length again."""
+        if eval_set.name not in self._prototypes:
+            prompts = [template.replace("{c}", name) for name in eval_set.classnames for template in eval_set.templates]
+            self._prototypes[eval_set.name] = [prototypes(model.encode_texts(prompts), len(eval_set.templates)) for model in self.models]
+        return self._prototypes[eval_set.name]
+
+    def scores(self, name: str, images: NDArray[np.uint8], eval_set: EvalSet) -> Tensor:
+        """Class scores float32 (n, C): cosines of one model, or the share of votes of several."""
+        cosines = [features @ weights.T for features, weights in zip(self.images(name, images), self.prototypes(eval_set), strict=True)]
+        if len(cosines) == 1:
+            return cosines[0]
+        n_classes = len(eval_set.classnames)
+        return torch.stack([functional.one_hot(one.argmax(dim=1), n_classes).float() for one in cosines]).mean(dim=0)
+
+    def collapsed(self, name: str, images: NDArray[np.uint8]) -> bool:
+        """Whether 256 clean images all look the same to a model (mean pairwise cosine above 0.999)."""
+        for features in self.images(name, images):
+            some = features[:256]
+            total = (some @ some.T).sum() - len(some)
+            if len(some) > 1 and float(total / (len(some) * (len(some) - 1))) > COLLAPSE:
+                return True
+        return False
+
+
+def prototypes(prompt_features: Tensor, n_templates: int) -> Tensor:
+    """Class weights (C, d) from prompt features (C * n_templates, d) in class-major order."""
+    grouped = prompt_features.view(-1, n_templates, prompt_features.shape[1])
+    return functional.normalize(grouped.mean(dim=1), dim=-1)
+
+
+def ranks(scores: Tensor, classes: Tensor) -> Tensor:
+    """Pessimistic rank (n,) of one class a row: 1 + the number of other classes that score as high or higher."""
+    own = scores.gather(1, classes.view(-1, 1))
+    return (scores >= own).sum(dim=1)
+
+
+def tied(scores: Tensor, classes: Tensor) -> Tensor:
+    """Whether (n,) another class has exactly the class's score."""
+    own = scores.gather(1, classes.view(-1, 1))
+    return (scores == own).sum(dim=1) > 1
+
+
+def _finite(features: Tensor, name: str) -> Tensor:
+    bad = (~torch.isfinite(features).all(dim=1)).nonzero()
+    if len(bad):
+        raise BenchError(f"image {int(bad[0])} of {name} has a feature that is not finite; the model is broken")
+    return features

@@ -1,0 +1,106 @@
+"""Evaluates a model: cheap metrics of every snapshot, all metrics of the last; each a stage of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmark.contract import Probe
+from benchmark.data.eval_sets import Suite
+from benchmark.evaluate.attack_success import Queries, attack_success, card_of, queries
+from benchmark.evaluate.features import Encoder
+from benchmark.evaluate.linear_probe import Fitted, linear_probe
+from benchmark.evaluate.metric import Metric, rate
+from benchmark.evaluate.zero_shot import test_name, zero_shot
+from benchmark.settings import canonical, digest
+from benchmark.stages import Stages
+from benchmark.train.model import Model
+
+VERSION = 1
+
+
+@dataclass
+class Evaluator:
+    """Evaluation sets and probes of a cell, with the triggered test images stamped once."""
+
+    suite: Suite
+    probes: Sequence[Probe]
+    poison_key: str
+    stages: Stages
+    _asked: dict[str, Queries] | None = None
+
+    def asked(self) -> dict[str, Queries]:
+        """The queries of each probe."""
+        if self._asked is None:
+            self._asked = {probe.name: queries(probe, self.suite) for probe in self.probes}
+        return self._asked
+
+    def cards(self) -> dict[str, Any]:
+        """What the numbers refer to, by the hash that the metrics carry."""
+        found: list[dict[str, Any]] = [card_of(probe, self.asked()[probe.name], self.suite) for probe in self.probes]
+        for eval_set in self.suite.sets.values():
+            found += [eval_set.card, {**eval_set.card, "probe": "lbfgs"}]
+        return {digest(card)[:16]: card for card in found}
+
+    def facts(self, weights: Sequence[str], precision: str, probe: str | None) -> dict[str, Any]:
+        """What an evaluation depends on."""
+        return {"stage": "evaluate", "version": VERSION, "weights": list(weights), "suite": self.suite.content, "poison": self.poison_key, "precision": precision, "probe": probe}
+
+    def measure(self, load: Any, weights: Sequence[str], precision: str, probe: str | None) -> Path:
+        """The finished evaluation of models with these weight hashes.
+
+        Args:
+            load: called without arguments for the models if they must be encoded.
+            probe: name of the linear probe, or None to leave it out.
+        """
+        return self.stages.make("evaluate", self.facts(weights, precision, probe), partial(self._build, load, probe))
+
+    def _build(self, load: Any, probe: str | None, folder: Path) -> None:
+        models: list[Model] = load()
+        encoder = Encoder(models)
+        metrics: list[Metric] = []
+        tables: dict[str, pd.DataFrame] = {}
+        for eval_set in self.suite.sets.values():
+            found, tables[f"zero_shot-{eval_set.name}"] = zero_shot(encoder, eval_set)
+            metrics += found
+        for one in self.probes:
+            found, tables[f"attack-{one.name}"] = attack_success(encoder, one, self.asked()[one.name], self.suite)
+            metrics += found
+        if probe is not None:
+            metrics += self._linear_probes(encoder)
+        main = self.suite.main
+        flags = {"collapsed": encoder.collapsed(test_name(main), main.test.images)}
+        (folder / "metrics.json").write_text(canonical({"metrics": [metric.as_json() for metric in metrics], **flags}))
+        (folder / "predictions").mkdir()
+        for name, table in tables.items():
+            table.to_parquet(folder / "predictions" / f"{name}.parquet", compression="zstd", index=False)
+
+    def _linear_probes(self, encoder: Encoder) -> list[Metric]:
+        metrics: list[Metric] = []
+        fitted: dict[str, Fitted] = {}
+        by_set = {}
+        for eval_set in self.suite.sets.values():
+            found, by_set[eval_set.name] = linear_probe(encoder, eval_set, fitted)
+            metrics += found
+        for one in self.probes:
+            asked = self.asked()[one.name]
+            counts = asked.attacked(one)
+            if one.trigger is not None:
+                features = torch.cat(encoder.images(f"{asked.name}/{digest(one.trigger.spec())[:16]}", asked.triggered), dim=1)
+                hit = by_set[one.eval_set].predict(features) == asked.goal
+                card = digest(card_of(one, asked, self.suite))[:16]
+                metrics.append(rate("linear_probe_asr", one.name, int(hit[counts].sum()), int(counts.sum()), card))
+        return metrics
+
+
+def read(folder: Path) -> tuple[list[Metric], bool]:
+    """The metrics of a finished evaluation, and whether the model had collapsed."""
+    found = json.loads((folder / "metrics.json").read_text())
+    return [Metric(**metric) for metric in found["metrics"]], bool(found["collapsed"])

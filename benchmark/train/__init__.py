@@ -1,0 +1,1 @@
+"""Models, losses, augmentation, the loop, and what a defense may use."""

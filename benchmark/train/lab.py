@@ -1,0 +1,291 @@
+"""What a defense may use: pairs without labels of poison, cached training, features, grants that are counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmark.contract import Defense
+from benchmark.data.pack import Pack
+from benchmark.data.tokens import Tokenizer
+from benchmark.errors import BenchError
+from benchmark.progress import Progress
+from benchmark.registry import plugin_of
+from benchmark.seeding import generator
+from benchmark.settings import RunSettings, TrainSettings, digest
+from benchmark.stages import DONE, Stages, drop_files, file_sha256
+from benchmark.train.eda import Eda, Synonyms
+from benchmark.train.loop import Budget, TrainingData, snapshot_name, train
+from benchmark.train.model import Model, build, load_weights
+from benchmark.train.views import TextViews
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PairsView:
+    """Image and caption of each row, and nothing else. Rows are handles: positions that tell nothing."""
+
+    images: NDArray[np.uint8]
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the model will be asked: class names and prompt templates of the main evaluation set."""
+
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Granted:
+    """Clean pairs as `lab.train(data=...)` takes them; `labels` is None unless labels were granted too."""
+
+    pairs: PairsView
+    content: str
+    labels: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        state: what the defense left in `Defense.state`.
+        log: one row an epoch: loss_mean, phase, rates, temperature and what hooks logged.
+    """
+
+    model: Model
+    state: dict[str, Any]
+    log: list[dict[str, Any]]
+    _folder: Path = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Suspicion handed in by a defense: higher is more suspicious."""
+
+    name: str
+    values: NDArray[np.float64]
+    flagged: NDArray[np.bool_] | None
+
+
+class Lab:
+    """The defender's side of the harness. No attribute leads to poison labels, the attack or test images."""
+
+    def __init__(
+        self,
+        pack: Pack,
+        settings: RunSettings,
+        tokenizer: Tokenizer,
+        task: Task,
+        synonyms: tuple[str, Synonyms | None],
+        clean: Callable[[int], Granted],
+        stages: Stages,
+        progress: Progress,
+        device: torch.device,
+    ) -> None:
+        self.pairs = PairsView(pack.images, tuple(pack.captions))
+        self.task = task
+        self.progress = progress
+        self.clean_pairs_used = 0
+        self.trainings: list[Path] = []
+        self.handed_in: list[Scores] = []
+        self.kept_rows: NDArray[np.int64] | None = None
+        self.train_settings = settings.train
+        self._tokens, self._content = pack.tokens, pack.content
+        self._model_settings, self._side = settings.model, settings.data.side
+        self._augment, self._augmented, self._seed = settings.augment, settings.augmented, settings.seed
+        self._tokenizer, self._synonyms, self._clean, self._stages, self._device = tokenizer, synonyms, clean, stages, device
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator of its own for each purpose of this run's seed."""
+        return generator("defense", self._seed, purpose)
+
+    def log(self, line: str) -> None:
+        """A line for the person who waits."""
+        self.progress.say(line)
+
+    def train(
+        self,
+        defense: Defense,
+        rows: Sequence[int] | NDArray[np.int64] | None = None,
+        start: Model | None = None,
+        data: Granted | None = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        lr: float | None = None,
+        betas: tuple[float, float] | None = None,
+        weight_decay: float | None = None,
+        warmup_frac: float | None = None,
+        schedule: Literal["fixed", "official"] | None = None,
+        trainable: Literal["all", "image", "text"] = "all",
+    ) -> Trained:
+        """Trains with a defense's hooks; the same request is answered from the cache, in this run or another.
+
+        Args:
+            rows: handles to train on; they are renumbered from 0. None for all.
+            start: a model to continue from, with a fresh optimizer; None for a new one.
+            data: granted clean pairs to train on instead of the poisoned ones.
+            epochs: sweeps; `steps` gives them as a number of steps, rounded up to whole sweeps.
+            trainable: which tower's weights move; the temperature moves with `all`.
+        """
+        view, plain, content = self._rows(rows, data)
+        given = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "warmup_frac": warmup_frac, "schedule": schedule}
+        if steps is not None:
+            given["epochs"] = max(1, -(-steps // max(1, len(view) // self.train_settings.batch_size)))
+        if betas is not None:
+            given |= {"beta1": betas[0], "beta2": betas[1]}
+        if warmup_frac is not None:
+            given["warmup_steps"] = None
+        changes = {name: value for name, value in given.items() if value is not None or name == "warmup_steps"}
+        settings = TrainSettings(**{**self.train_settings.model_dump(), **changes})
+        plugin = plugin_of("defense", type(defense))
+        facts = {
+            "stage": "train",
+            "version": VERSION,
+            "rows": content,
+            "defense": type(defense).__name__,
+            "code": plugin.source,
+            "options": defense.model_dump(mode="json"),
+            "train": settings.model_dump(),
+            "augment": self._augment.model_dump() if self._augmented or _augments_itself(defense) else None,
+            "augmented": self._augmented,
+            "synonyms": self._synonyms[0] if self._augmented else None,
+            "model": self._model_settings.model_dump(),
+            "side": self._side,
+            "start": start.weights_sha256() if start else None,
+            "trainable": trainable,
+            "seed": self._seed,
+            "device": self._device.type,
+        }
+        budget = Budget(settings, self._augment, self._augmented, self._seed)
+        folder = self._stages.make("train", facts, partial(self._train, defense, view, plain, start, trainable, budget), resume=True)
+        self.trainings.append(folder)
+        if data is None and rows is not None:
+            self.kept_rows = np.unique(np.asarray(rows, dtype=np.int64))
+        model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
+        state = torch.load(folder / "defense.pt", weights_only=True)
+        return Trained(model, state, json.loads((folder / "log.json").read_text()), folder)
+
+    def features(self, model: Model, raw: bool = False) -> tuple[Tensor, Tensor]:
+        """Image and text features (n, d) of all rows, without augmentation; not unit-length if `raw`."""
+        if raw:
+            raise BenchError("lab.features(raw=True) is not available yet; features are unit-length")
+        facts = {"stage": "features", "version": VERSION, "rows": self._content, "weights": model.weights_sha256(), "precision": model.precision}
+
+        def build_features(folder: Path) -> None:
+            image, text = model.encode_images(self.pairs.images), model.encode_tokens(self._tokens)
+            np.save(folder / "image.npy", image.numpy())
+            np.save(folder / "text.npy", text.numpy())
+
+        folder = self._stages.make("features", facts, build_features)
+        return torch.from_numpy(np.load(folder / "image.npy")), torch.from_numpy(np.load(folder / "text.npy"))
+
+    def scores(self, name: str, values: Any, flagged: Any = None) -> None:
+        """Hands in one suspicion score a row (higher = more suspicious), and what the defense itself would flag."""
+        array = np.asarray(values, dtype=np.float64)
+        if array.shape != (len(self.pairs),) or not np.isfinite(array).all():
+            raise BenchError(f"lab.scores({name!r}) wants one finite value for each of {len(self.pairs)} rows, got shape {array.shape}")
+        self.handed_in.append(Scores(name, array, None if flagged is None else np.asarray(flagged, dtype=bool)))
+
+    def clean_pairs(self, n: int) -> Granted:
+        """n clean pairs from a pool that no training row or evaluation image comes from; the count is in every table."""
+        granted = self._clean(n)
+        self.clean_pairs_used = max(self.clean_pairs_used, n)
+        return granted
+
+    def clean_labelled(self, n: int) -> Granted:
+        """n clean pairs with class labels of `task`; only for data whose clean pool is labelled."""
+        granted = self.clean_pairs(n)
+        if granted.labels is None:
+            raise BenchError("this data set has no labelled clean pairs; a defense that needs labels cannot run on it")
+        return granted
+
+    def _rows(self, rows: Sequence[int] | NDArray[np.int64] | None, data: Granted | None) -> tuple[PairsView, NDArray[np.uint16], str]:
+        if data is not None:
+            tokens, _ = self._tokenizer.encode(data.pairs.captions, self.train_settings.eot)
+            return data.pairs, tokens, f"clean:{data.content}"
+        if rows is None:
+            return self.pairs, self._tokens, self._content
+        chosen = np.asarray(rows, dtype=np.int64)
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self.pairs)):
+            raise BenchError(f"lab.train(rows=...) holds handles outside 0..{len(self.pairs) - 1}")
+        view = PairsView(self.pairs.images[chosen], tuple(self.pairs.captions[row] for row in chosen))
+        return view, self._tokens[chosen], f"{self._content}:{digest(chosen.tolist())[:24]}"
+
+    def _train(self, defense: Defense, view: PairsView, plain: NDArray[np.uint16], start: Model | None, trainable: str, budget: Budget, folder: Path) -> None:
+        settings = budget.settings
+        model = build(self._model_settings, self._side, self._seed, self._device, settings.precision)
+        if start is not None:
+            model.net.load_state_dict(start.net.state_dict())
+        if trainable != "all":
+            for name, parameter in model.net.named_parameters():
+                parameter.requires_grad_(name.startswith("visual.") == (trainable == "image") and name != "logit_scale")
+        worker = type(defense)(**defense.model_dump())
+        eda = Eda(self._synonyms[1], self._augment.eda_ri) if self._augmented and self._augment.text == "eda" else None
+        texts = TextViews(view.captions, worker, eda, self._tokenizer, settings.eot, self._seed, self._augment.text_aug == "static")
+        log = train(model, worker, TrainingData(view.images, plain, texts), budget, folder, self.progress)
+        torch.save(dict(worker.state), folder / "defense.pt")
+        seconds = [row.pop("seconds") for row in log]
+        (folder / "log.json").write_text(json.dumps(log, sort_keys=True))
+        cost = {"seconds": sum(seconds), "pairs_trained": sum(row["pairs"] for row in log), "threads": settings.threads, "device": self._device.type}
+        (folder / "cost.json").write_text(json.dumps(cost))
+        (folder / "state.pt").unlink(missing_ok=True)
+
+
+class ToldLab(Lab):
+    """The lab of controls that are told the truth; no other defense gets one."""
+
+    def __init__(self, *given: Any, n_poison: int, poisoned_rows: Sequence[int] | None) -> None:
+        super().__init__(*given)
+        self._n_poison, self._poisoned_rows = n_poison, poisoned_rows
+
+    def told_count(self) -> int:
+        """How many rows are poisoned."""
+        return self._n_poison
+
+    def told_rows(self) -> Sequence[int]:
+        """Which rows are poisoned."""
+        if self._poisoned_rows is None:
+            raise BenchError("this control is told the count alone")
+        return self._poisoned_rows
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """Epoch to weights file, of a finished training; those dropped after evaluation are not there."""
+    return {int(path.stem.removeprefix("epoch-")): path for path in sorted(folder.glob("epoch-*.safetensors"))}
+
+
+def drop_snapshots(folder: Path) -> None:
+    """Removes every snapshot but the last."""
+    drop_files(folder, [path.name for path in list(snapshots(folder).values())[:-1]])
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a snapshot, from the stage's marker."""
+    marker = json.loads((path.parent / DONE).read_text())
+    found = marker["files"].get(path.name)
+    return str(found[1]) if found else file_sha256(path)
+
+
+def _augments_itself(defense: Defense) -> bool:
+    """Whether hooks may call `now.augment`, so that the augmentation is part of the key without `+aug` too."""
+    cls = type(defense)
+    return cls.loss is not Defense.loss or cls.views is not Defense.views or cls.plan is not Defense.plan

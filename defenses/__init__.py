@@ -1,0 +1,1 @@
+"""Defenses: one module, one defense; shared parts start with an underscore."""
