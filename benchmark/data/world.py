@@ -72,17 +72,17 @@ BACKGROUNDS = ("plain", "striped", "checkered", "dotted", "shaded", "grainy")
 
 # {thing} is "colour object", "object" or "colour shape"; what a template leaves out, its caption does not tell.
 _TEMPLATES = (
-    "a photo of a {thing}",
+    "a photo of a {thing} on {background} paper",
     "a drawing of a {thing} on a {background} background",
     "{thing}",
     "a {size} {thing}",
     "{thing} on {background} paper",
-    "the {thing} that we saw {place}",
+    "the {thing} that we saw {place} of a {background} background",
     "a {size} {thing} on a {background} background",
     "my new {thing} with a {background} background",
     "picture of the {thing} {place} , {background} background",
     "{background} background with a {thing}",
-    "look at this {size} {thing}",
+    "look at this {size} {thing} on {background} paper",
     "i made a {thing} on {background} paper",
 )
 OBJECT_PROMPTS = ("{c}", "a photo of a {c}", "a drawing of a {c}", "picture of the {c}", "a small {c}", "a large {c}", "my new {c}", "look at this {c}")
@@ -146,7 +146,7 @@ def scene(seed: int, split: str, row: int, combinations: bool = False) -> Scene:
     distance = np.abs(candidates - ink).sum(axis=1)
     tint = candidates[int(np.argmax(distance > 210)) if (distance > 210).any() else int(np.argmax(distance))]
     toward = 255.0 if tint.mean() < 128 else 0.0
-    shade = tint + (0.22 + 0.18 * u[13]) * (toward - tint)
+    shade = tint + (0.3 + 0.2 * u[13]) * (toward - tint)
     radius = 0.28 + 0.16 * u[14]
     margin = radius * 0.92
     centre = (margin + (1 - 2 * margin) * u[15], margin + (1 - 2 * margin) * u[16])
@@ -263,15 +263,15 @@ def _pattern(what: Scene, side: int) -> NDArray[np.float32]:
             return (grain > 0.5).astype(np.float32)
         case "striped":
             angle = np.pi * (0.25 if a < 0.5 else 0.75)
-            t = (np.cos(angle) * x + np.sin(angle) * y) * (3.5 + 1.5 * b) + c
+            t = (np.cos(angle) * x + np.sin(angle) * y) * (2.6 + b) + c
             return _soft(np.abs((t % 1) - 0.5) - 0.25, side / 5)
         case "checkered":
-            cells = 4 + int(3 * a)
+            cells = 3 + int(2 * a)
             return _soft(_wave(x * cells / 2 + b) * _wave(y * cells / 2 + c), side / 4)
         case "dotted":
-            cells = 5 + int(2 * a)
+            cells = 4 + int(2 * a)
             dx, dy = (x * cells + b) % 1 - 0.5, (y * cells + c) % 1 - 0.5
-            return _soft(0.08 - dx * dx - dy * dy, side / 2)
+            return _soft(0.1 - dx * dx - dy * dy, side / 2)
         case _:
             raise AssertionError(what.background)
 

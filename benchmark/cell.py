@@ -1,0 +1,323 @@
+"""One run, from pairs to a record: poison, pack, defend, evaluate, write down.
+
+    pairs -> attack.poison -> poisoned manifest + sealed record -> pack -> defense.defend(lab) -> evaluate -> record
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmark.contract import Attack, Defense
+from benchmark.data.eval_sets import Suite
+from benchmark.data.pack import Pack, pack
+from benchmark.data.pairs import Source
+from benchmark.data.poison import Poisoned, SealedRecord, open_record, poison
+from benchmark.errors import BenchError, PluginError
+from benchmark.evaluate.detection import detection, filtering
+from benchmark.evaluate.measure import Evaluator, read
+from benchmark.evaluate.metric import Metric
+from benchmark.guard import sealed
+from benchmark.progress import Progress
+from benchmark.registry import Plugin
+from benchmark.settings import SCHEMA, RunSettings, canonical, digest
+from benchmark.stages import Stages, damage, seal, write_atomically
+from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab, drop_snapshots, snapshots, weights_hash
+from benchmark.train.augment import visible_share
+from benchmark.train.model import Model, load_weights, tokenizer
+from benchmark.train.synonyms import resolve
+from benchmark.seeding import generator, torch_generator
+
+_PACKAGES = ("clip-poison-bench", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pandas", "pillow", "scikit-learn", "scipy", "pydantic")
+
+
+@dataclass
+class Cell:
+    """Everything one run needs, resolved: settings, plugins and opened data."""
+
+    settings: RunSettings
+    attack_plugin: Plugin
+    attack: Attack
+    defense_plugin: Plugin
+    defense: Defense
+    source: Source
+    suite: Suite
+    results: Path
+    stages: Stages
+    progress: Progress
+    label: dict[str, str] = field(default_factory=dict)
+    keep_snapshots: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's record lies."""
+        return self.results / "runs" / self.settings.run_id
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The record of a finished run, or None; a damaged one counts as not finished."""
+    if not folder.is_dir() or damage(folder) is not None:
+        return None
+    record: dict[str, Any] = json.loads((folder / "record.json").read_text())
+    return record
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """The record of the run, read if it is there, made otherwise.
+
+    Raises:
+        PluginError: an exception in the attack's or the defense's own code.
+        BenchError: a request that cannot be met.
+    """
+    stages = Stages(cell.results, cell.progress.say)
+    if cell.folder.is_dir():
+        problem = damage(cell.folder)
+        if problem is None:
+            record = finished(cell.folder)
+            assert record is not None
+            return record
+        cell.progress.say(f"record {cell.folder.name} is damaged ({problem}); making it again")
+    with stages.lock(cell.folder):
+        record = finished(cell.folder)
+        return record if record is not None else _make(cell)
+
+
+def _make(cell: Cell) -> dict[str, Any]:
+    began = time.perf_counter()
+    settings = cell.settings
+    device = torch.device(settings.device)
+    torch.set_num_threads(settings.train.threads)
+    poisoned = _plugin("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages))
+    tokens = tokenizer(settings.model)
+    packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
+    lab = _lab(cell, poisoned, packed, device)
+    with sealed(poisoned.record, cell.suite.folder):
+        defended = _plugin("defense", cell.defense_plugin, lambda: cell.defense.defend(lab))
+    models = list(defended) if isinstance(defended, list) else [defended]
+    if not models or not all(isinstance(model, Model) for model in models):
+        raise PluginError(f"{cell.defense_plugin.name}.defend must return a model or a list of models, got {type(defended).__name__}")
+    record = open_record(poisoned.record)
+    probes = cell.attack.probes(cell.suite, record.kept)
+    evaluator = Evaluator(cell.suite, probes, digest({"poison": poisoned.record.parent.name, "sham": settings.sham}), cell.stages)
+    probe = None if settings.evaluation.linear_probe == "none" else settings.evaluation.linear_probe
+    weights = [model.weights_sha256() for model in models]
+    evaluation = evaluator.measure(lambda: models, weights, settings.train.precision, probe)
+    metrics, collapsed = read(evaluation)
+    try:
+        curve = _curve(cell, lab, evaluator)
+    except _SnapshotsGone as gone:
+        # Another evaluation took them away and this one needs them: train again, from the same seed to the same weights.
+        cell.progress.say("the snapshots of this training were removed after another evaluation; training it again")
+        shutil.rmtree(gone.folder)
+        gone.folder.with_name(gone.folder.name + ".snapshots.json").unlink(missing_ok=True)
+        return _make(cell)
+    metrics += _row_metrics(lab, record, poisoned)
+    metrics += _visibility(cell, record)
+    result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed)
+    _publish(cell, result, evaluation, lab, time.perf_counter() - began)
+    return result
+
+
+def _lab(cell: Cell, poisoned: Poisoned, packed: Pack, device: torch.device) -> Lab:
+    settings, suite = cell.settings, cell.suite
+    synonyms = resolve(settings.augment.synonyms, suite.synonyms) if settings.augmented and settings.augment.text == "eda" else ("none", None)
+    task = Task(suite.main.classnames, suite.main.templates)
+    given = (packed, settings, tokenizer(settings.model), task, synonyms, partial(_grant, cell), cell.stages, cell.progress, device)
+    if cell.defense.told == "nothing":
+        return Lab(*given)
+    record = open_record(poisoned.record)
+    rows = _poisoned_rows(record, poisoned)
+    return ToldLab(*given, n_poison=record.n_poison, poisoned_rows=np.flatnonzero(rows).tolist() if cell.defense.told == "record" else None)
+
+
+def _grant(cell: Cell, n: int) -> Granted:
+    clean = cell.source.clean
+    if n > len(clean):
+        raise BenchError(f"the defense asks for {n} clean pairs and {len(clean)} are set apart; lower what it asks for")
+    rows = np.sort(generator("grant", cell.settings.seed).permutation(len(clean))[:n])
+    labels = None
+    for values in clean.tags.values():
+        if set(values) <= set(cell.suite.main.classnames):
+            labels = np.array([cell.suite.main.classnames.index(values[row]) for row in rows])
+            break
+    view = PairsView(clean.images[rows], tuple(clean.captions[row] for row in rows))
+    return Granted(view, f"{cell.source.content}:{cell.settings.seed}:{n}", labels)
+
+
+class _SnapshotsGone(Exception):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+def _curve(cell: Cell, lab: Lab, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """Cheap metrics after each epoch of the last training, with the phase of the epoch."""
+    if not lab.trainings:
+        return []
+    folder = lab.trainings[-1]
+    log = {row["epoch"]: row for row in json.loads((folder / "log.json").read_text())}
+    seen, points = 0, []
+    with cell.stages.lock(folder.with_name(folder.name + ".curve")):
+        names = _snapshot_names(folder)
+        for epoch, row in sorted(log.items()):
+            seen += row["pairs"]
+            point = {"epoch": epoch, "phase": row["phase"], "samples_seen": seen}
+            point |= {name: value for name, value in row.items() if name not in ("warnings", "epoch", "phase", "pairs")}
+            if str(epoch) in names and (cell.settings.evaluation.curve or epoch == max(log)):
+                metrics, _ = read(_evaluate_snapshot(cell, evaluator, folder, epoch, names[str(epoch)]))
+                point["metrics"] = {f"{metric.name}/{metric.of}": metric.value for metric in metrics if metric.name in _CURVE}
+            points.append(point)
+        if not cell.keep_snapshots:
+            drop_snapshots(folder)
+    return points
+
+
+_CURVE = ("zero_shot_acc1", "asr", "asr_floor", "triggered_acc1")
+
+
+def _evaluate_snapshot(cell: Cell, evaluator: Evaluator, folder: Path, epoch: int, name: str) -> Path:
+    precision = cell.settings.train.precision
+    found = cell.stages.open("evaluate", evaluator.facts([name], precision, None))
+    if found is not None:
+        return found
+    path = snapshots(folder).get(epoch)
+    if path is None:
+        raise _SnapshotsGone(folder)
+    return evaluator.measure(partial(_load, cell, path), [name], precision, None)
+
+
+def _snapshot_names(folder: Path) -> dict[str, str]:
+    """Weight hashes by epoch, kept beside the training so that evaluations of dropped snapshots are found again."""
+    path = folder.with_name(folder.name + ".snapshots.json")
+    if not path.is_file():
+        write_atomically(path, canonical({str(epoch): weights_hash(file) for epoch, file in snapshots(folder).items()}).encode())
+    names: dict[str, str] = json.loads(path.read_text())
+    return names
+
+
+def _load(cell: Cell, path: Path) -> list[Model]:
+    return [load_weights(path, cell.settings.model, cell.settings.data.side, torch.device(cell.settings.device), cell.settings.train.precision)]
+
+
+def _poisoned_rows(record: SealedRecord, poisoned: Poisoned) -> NDArray[np.bool_]:
+    touched = set(record.rows["id"])
+    return np.array([row_id in touched for row_id in poisoned.rows()[0]])
+
+
+def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned) -> list[Metric]:
+    rows = _poisoned_rows(record, poisoned)
+    metrics = [metric for scores in lab.handed_in for metric in detection(scores.name, scores.values, scores.flagged, rows)]
+    return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None else [])
+
+
+def _visibility(cell: Cell, record: SealedRecord) -> list[Metric]:
+    """Share of training crops that show the trigger whole, by Monte Carlo over the run's own augmentation."""
+    if not cell.settings.augmented or "box" not in record.kept:
+        return []
+    draws = 20_000
+    share = visible_share(tuple(record.kept["box"]), cell.settings.data.side, cell.settings.augment, torch_generator("visible"), draws)
+    return [Metric("trigger_visible_share", "trigger", share, draws, "crops")]
+
+
+def _record(cell: Cell, record: SealedRecord, poisoned: Poisoned, packed: Pack, lab: Lab, metrics: list[Metric], curve: list[dict[str, Any]], evaluator: Evaluator, collapsed: bool) -> dict[str, Any]:
+    logged = [line for folder in lab.trainings for row in json.loads((folder / "log.json").read_text()) for line in row.get("warnings", [])]
+    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *logged]
+    if packed.n_long:
+        warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
+    if collapsed:
+        warnings.append("the model has collapsed: all images look the same to it")
+    return {
+        "schema": SCHEMA,
+        "run_id": cell.settings.run_id,
+        "status": "done",
+        "label": cell.label,
+        "resolved": cell.settings.as_json(),
+        "told": cell.defense.told,
+        "clean_pairs_used": lab.clean_pairs_used,
+        "data": {"name": cell.source.name, "content": cell.source.content, "suite": cell.suite.content, "n_pairs": len(packed), "counts": cell.source.counts},
+        "poison": {
+            "n_requested": record.header["n_requested"],
+            "n_poison": record.n_poison,
+            "poison_rate": record.header["poison_rate"],
+            "edit_mode": record.header["edit_mode"],
+            "manifest_sha256": record.header["poisoned_manifest_sha256"],
+            "triggers": record.header["triggers"],
+            "targets": record.kept.get("targets", []),
+        },
+        "cards": evaluator.cards(),
+        "metrics": [metric.as_json() for metric in metrics],
+        "collapsed": collapsed,
+        "curve": curve,
+        "warnings": list(dict.fromkeys(warnings)),
+        "not_run": {"asr_clean_model": "not part of a single run", "asr_sham": "run again with --sham"} if evaluator.probes and not cell.settings.sham else {},
+    }
+
+
+def _publish(cell: Cell, record: dict[str, Any], evaluation: Path, lab: Lab, seconds: float) -> None:
+    part = cell.folder.with_name(cell.folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(cell.folder, ignore_errors=True)
+    part.mkdir(parents=True)
+    shutil.copytree(evaluation / "predictions", part / "predictions")
+    costs = [json.loads((folder / "cost.json").read_text()) for folder in lab.trainings]
+    cost = {
+        "train_seconds": sum(one["seconds"] for one in costs),
+        "pairs_trained": sum(one["pairs_trained"] for one in costs),
+        "n_models_trained": len(costs),
+        "threads": cell.settings.train.threads,
+        "device": cell.settings.device,
+        "wall_seconds_now": seconds,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    write_atomically(part / "cost.json", canonical(cost).encode())
+    write_atomically(part / "environment.json", canonical(environment()).encode())
+    write_atomically(part / "record.json", (canonical(record) + "\n").encode())
+    seal(part, {"run_id": cell.settings.run_id})
+    part.rename(cell.folder)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor(), "packages": versions, "devices": devices}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _plugin(kind: str, plugin: Plugin, call: Any) -> Any:
+    """Runs a plugin's code; its own exceptions come back as one PluginError with the traceback from its first frame."""
+    try:
+        return call()
+    except (BenchError, PluginError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(sys.exc_info()[2])
+        first = next((index for index, frame in enumerate(frames) if frame.filename == str(plugin.file)), 0)
+        lines = "".join(traceback.format_list(frames[first:])) + f"{type(error).__name__}: {error}"
+        raise PluginError(f"{kind} {plugin.name} failed:\n{lines}") from error

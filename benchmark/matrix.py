@@ -1,0 +1,367 @@
+"""Attacks x defenses x seeds -> cells -> records, one after another or side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from benchmark.errors import BenchError, PluginError, nearest, unknown
+from benchmark.progress import Progress
+from benchmark.registry import Plugin, configure, find, names
+from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PluginSettings, RunSettings, Scale, TrainSettings
+from benchmark.stages import Stages, seal
+
+SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "train": TrainSettings, "augment": AugmentSettings, "model": ModelSettings, "evaluation": EvaluationSettings}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for.
+
+    Attributes:
+        sets: options as `section.option=value`; the section is attack, defense, a plugin's name or one of SECTIONS.
+        baseline: run `clip` beside every defense, and `clip+aug` beside those that end in `+aug`.
+        keep: a folder that finished records are copied to and found in (committed reference tables).
+    """
+
+    attacks: tuple[str, ...] = ("backdoor",)
+    defenses: tuple[str, ...] = ("roclip",)
+    seeds: tuple[int, ...] = (0,)
+    scale: str = "small"
+    sets: tuple[str, ...] = ()
+    data: Path | None = None
+    eval: Path | None = None
+    image_root: Path | None = None
+    results: Path = Path("results")
+    cache: Path | None = None
+    jobs: int | None = None
+    baseline: bool = True
+    keep_snapshots: bool = False
+    sham: bool = False
+    device: str | None = None
+    keep: Path | None = None
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where stages live."""
+        return self.cache or self.results / "cache"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One cell, checked but not opened: names, options and scale settings are known to be good."""
+
+    attack: str
+    defense: str
+    seed: int
+    request: Request
+    attack_options: dict[str, Any] = field(default_factory=dict)
+    defense_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether the defense's name ends in `+aug`."""
+        return self.defense.endswith("+aug")
+
+    @property
+    def name(self) -> str:
+        """Short, for progress lines."""
+        return f"{Path(self.attack).stem} {Path(self.defense.removesuffix('+aug')).stem}{'+aug' if self.augmented else ''} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell: a record, or the reason why there is none."""
+
+    asked: Asked
+    record: dict[str, Any] | None
+    error: str | None = None
+    bad_request: bool = False
+
+
+def plan(request: Request) -> list[Asked]:
+    """The cells of a request, baselines first. Imports no plugin and no torch.
+
+    Raises:
+        BenchError: unknown names, options, scales or values.
+    """
+    scale_of(request)
+    if request.data is not None and request.eval is None:
+        raise BenchError("--data needs --eval: a folder with train/<class>/ and test/<class>/ images to measure on")
+    if request.eval is not None and request.data is None:
+        raise BenchError("--eval needs --data: the drawn world brings its own evaluation sets")
+    if request.scale == "paper" and request.data is None and not any(one.startswith("data.n_pairs=") for one in request.sets):
+        raise BenchError("scale 'paper' trains on your own pairs: give --data and --eval, or name a number of drawn ones with --set data.n_pairs=N")
+    attacks = _expand("attack", request.attacks)
+    defenses = _expand("defense", request.defenses)
+    if request.baseline:
+        wanted = ["clip"] + (["clip+aug"] if any(name.endswith("+aug") for name in defenses) else [])
+        defenses = [*(name for name in wanted if name not in defenses), *defenses]
+    options = _plugin_options(request.sets, {"attack": attacks, "defense": defenses})
+    return [
+        Asked(attack, defense, seed, request, options["attack"].get(attack, {}), options["defense"].get(_bare(defense), {}))
+        for attack in attacks
+        for seed in request.seeds
+        for defense in defenses
+    ]
+
+
+def scale_of(request: Request) -> Scale:
+    """The scale with the request's changes to its sections."""
+    if request.scale not in SCALES:
+        raise unknown("scale", request.scale, SCALES)
+    scale = SCALES[request.scale]
+    changes: dict[str, dict[str, Any]] = {}
+    for section, option, value in map(_parse, request.sets):
+        if section in SECTIONS:
+            if option not in SECTIONS[section].model_fields:
+                guess = nearest(option, SECTIONS[section].model_fields)
+                raise BenchError(f"unknown option {section}.{option}.{f' Did you mean {guess!r}?' if guess else ''} Options of {section}: {', '.join(sorted(SECTIONS[section].model_fields))}.")
+            changes.setdefault(section, {})[option] = value
+    try:
+        changed = {section: SECTIONS[section](**{**getattr(scale, section).model_dump(), **values}) for section, values in changes.items()}
+    except ValidationError as error:
+        problem = error.errors()[0]
+        section = next(name for name, model in SECTIONS.items() if model.__name__ == error.title)
+        raise BenchError(f"{section}.{problem['loc'][0]}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}") from None
+    return scale.model_copy(update=changed)
+
+
+def open_cell(asked: Asked, progress: Progress) -> Any:
+    """The cell with its data opened and every option filled in."""
+    import torch
+
+    from benchmark.cell import Cell
+    from benchmark.data.eval_sets import open_suite
+    from benchmark.data.source import open_source
+
+    request, scale = asked.request, scale_of(asked.request)
+    attack_plugin, defense_plugin = find("attack", asked.attack), find("defense", _bare(asked.defense))
+    attack = configure(attack_plugin, scale.options.get(attack_plugin.name, {}), asked.attack_options)
+    defense = configure(defense_plugin, scale.options.get(defense_plugin.name, {}), asked.defense_options)
+    stages = Stages(request.cache_folder, progress.say)
+    source = open_source(scale.data, request.data, request.image_root, stages, progress)
+    suite = open_suite(scale.data, request.eval, stages, progress)
+    settings = RunSettings(
+        attack=_plugin_settings(attack_plugin, attack),
+        defense=_plugin_settings(defense_plugin, defense),
+        augmented=asked.augmented,
+        scale=request.scale,
+        seed=asked.seed,
+        dataset=source.name,
+        data_hash=source.content,
+        suite_hash=suite.content,
+        data=scale.data,
+        train=scale.train,
+        augment=scale.augment,
+        model=scale.model,
+        evaluation=scale.evaluation,
+        device=request.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        sham=request.sham,
+    )
+    labels = {
+        "attack": _label(attack_plugin, attack, scale, ""),
+        "defense": _label(defense_plugin, defense, scale, "+aug" if asked.augmented else ""),
+        "scale": _scale_label(request),
+        "dataset": source.name,
+        "model": scale.model.name,
+    }
+    return Cell(settings, attack_plugin, attack, defense_plugin, defense, source, suite, request.results, stages, progress, labels, request.keep_snapshots)
+
+
+def run_all(cells: Sequence[Asked], progress: Progress) -> list[Outcome]:
+    """Every cell's outcome, in order. A failed cell does not stop the others; Ctrl-C leaves all stages as they are."""
+    if not cells:
+        return []
+    jobs = min(cells[0].request.jobs or os.cpu_count() or 1, len(cells))
+    # Data that all cells share is made before they start, so that no worker waits for another's drawing.
+    try:
+        open_cell(cells[0], progress)
+    except BenchError as error:
+        if len(cells) == 1:
+            return [Outcome(cells[0], None, str(error), True)]
+    if jobs == 1:
+        return [_run_one(asked, progress) for asked in cells]
+    return _run_pool(cells, jobs, progress)
+
+
+def read_grid(path: Path, results: Path, jobs: int | None) -> list[Asked]:
+    """The cells of a TOML grid: tables `[[part]]` with attacks, defenses, seeds, set, and `scale` above them."""
+    if not path.is_file():
+        raise BenchError(f"no grid at {path}")
+    try:
+        grid = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise BenchError(f"{path}: {error}") from None
+    parts = grid.get("part", [])
+    if not parts:
+        raise BenchError(f"{path} has no [[part]]; each part has attacks, defenses, seeds and perhaps set")
+    cells = []
+    known = {"attacks", "defenses", "seeds", "set", "scale"}
+    for part in parts:
+        strange = set(part) - known
+        if strange:
+            raise BenchError(f"{path}: unknown key {sorted(strange)[0]!r} in a [[part]]. Known keys: {', '.join(sorted(known))}")
+        request = Request(
+            attacks=tuple(part["attacks"]),
+            defenses=tuple(part["defenses"]),
+            seeds=tuple(part.get("seeds", (0,))),
+            scale=part.get("scale", grid.get("scale", "small")),
+            sets=tuple(part.get("set", ())),
+            results=results,
+            jobs=jobs,
+            baseline=False,
+            keep=path.parent,
+        )
+        cells += plan(request)
+    return cells
+
+
+def _run_one(asked: Asked, progress: Progress) -> Outcome:
+    from benchmark.cell import finished, run_cell
+
+    try:
+        cell = open_cell(asked, replace(progress, label=asked.name))
+        kept = asked.request.keep / "runs" / cell.settings.run_id if asked.request.keep else None
+        if kept is not None:
+            record = finished(kept)
+            if record is not None:
+                return Outcome(asked, record)
+        record = run_cell(cell)
+        if kept is not None:
+            _keep(cell.folder, kept)
+        return Outcome(asked, record)
+    except BenchError as error:
+        return Outcome(asked, None, str(error), True)
+    except PluginError as error:
+        return Outcome(asked, None, str(error))
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Copies a run without its zero-shot predictions, which are many and can be had again."""
+    part = kept.with_name(kept.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("zero_shot-*", "done.json"))
+    seal(part, {"run_id": folder.name})
+    shutil.rmtree(kept, ignore_errors=True)
+    part.rename(kept)
+
+
+def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Outcome]:
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_quiet_interrupt)
+    outcomes: dict[int, Outcome] = {}
+    futures: dict[Future[Outcome], int] = {}
+    try:
+        futures = {pool.submit(_run_one, asked, _plain(progress)): index for index, asked in enumerate(cells)}
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                index = futures[future]
+                error = future.exception()
+                outcomes[index] = future.result() if error is None else Outcome(cells[index], None, f"the worker process ended: {error}")
+                state = "failed" if outcomes[index].record is None else "done"
+                progress.say(f"{len(outcomes)}/{len(cells)} {cells[index].name}: {state}")
+    except BaseException:
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        raise
+    pool.shutdown()
+    return [outcomes[index] for index in range(len(cells))]
+
+
+def _quiet_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _plain(progress: Progress) -> Progress:
+    """A progress for a worker: lines, because bars of several processes would overwrite one another."""
+    from rich.console import Console
+
+    return Progress(Console(stderr=True, highlight=False, force_terminal=False), progress.label, progress.quiet)
+
+
+def _expand(kind: Any, given: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for name in given:
+        bare = _bare(name) if kind == "defense" else name
+        if bare == "all":
+            chosen = [plugin + ("+aug" if name.endswith("+aug") else "") for plugin in names(kind) if find(kind, plugin).load().default]
+        else:
+            find(kind, bare)
+            chosen = [name]
+        found += [one for one in chosen if one not in found]
+    return found
+
+
+def _bare(defense: str) -> str:
+    return defense.removesuffix("+aug")
+
+
+def _parse(text: str) -> tuple[str, str, Any]:
+    left, equals, value = text.partition("=")
+    section, dot, option = left.strip().partition(".")
+    if not equals or not dot:
+        raise BenchError(f"expected --set section.option=value, got {text!r}; for instance --set attack.rate=0.001")
+    try:
+        return section, option, json.loads(value)
+    except ValueError:
+        return section, option, value
+
+
+def _plugin_options(sets: Sequence[str], asked: dict[str, list[str]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Options by kind and plugin; `attack.` and `defense.` reach every asked plugin that has the option."""
+    options: dict[str, dict[str, dict[str, Any]]] = {"attack": {}, "defense": {}}
+    by_name = {Path(_bare(name)).stem: (kind, _bare(name) if kind == "defense" else name) for kind, plugins in asked.items() for name in plugins}
+    for section, option, value in map(_parse, sets):
+        if section in SECTIONS:
+            continue
+        if section in ("attack", "defense"):
+            plugins = list(dict.fromkeys(_bare(name) if section == "defense" else name for name in asked[section]))
+            fitting = [name for name in plugins if option in find(section, name).load().model_fields]  # type: ignore[arg-type]
+            if not fitting:
+                chosen = plugins[-1]
+                configure(find(section, chosen), {}, {option: value})  # type: ignore[arg-type]
+            if section == "attack" and option == "rate" and value == 0:
+                raise BenchError("attack.rate is 0, which is no attack: use --attack none")
+            for name in fitting:
+                options[section].setdefault(name, {})[option] = value
+        elif section in by_name:
+            kind, name = by_name[section]
+            options[kind].setdefault(name, {})[option] = value
+        else:
+            raise unknown("section", section, ["attack", "defense", *SECTIONS, *by_name])
+    for kind, of_kind in options.items():
+        for name, values in of_kind.items():
+            configure(find(kind, name), {}, values)  # type: ignore[arg-type]
+    return options
+
+
+def _plugin_settings(plugin: Plugin, instance: Any) -> PluginSettings:
+    return PluginSettings(name=plugin.name, options=instance.model_dump(mode="json"), source=plugin.source, file=plugin.by_path)
+
+
+def _label(plugin: Plugin, instance: Any, scale: Scale, suffix: str) -> str:
+    usual = configure(plugin, scale.options.get(plugin.name, {}), {}).model_dump(mode="json")
+    changed = {name: value for name, value in instance.model_dump(mode="json").items() if value != usual[name]}
+    inside = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
+    source = f"@{plugin.source[:6]}" if plugin.by_path else ""
+    return f"{plugin.name}{source}{suffix}{f'[{inside}]' if inside else ''}"
+
+
+def _scale_label(request: Request) -> str:
+    changed = sorted(one for one in request.sets if _parse(one)[0] in SECTIONS)
+    return request.scale + (f"[{','.join(changed)}]" if changed else "") + ("+sham" if request.sham else "")
