@@ -146,7 +146,7 @@ def scene(seed: int, split: str, row: int, combinations: bool = False) -> Scene:
     distance = np.abs(candidates - ink).sum(axis=1)
     tint = candidates[int(np.argmax(distance > 210)) if (distance > 210).any() else int(np.argmax(distance))]
     toward = 255.0 if tint.mean() < 128 else 0.0
-    shade = tint + (0.3 + 0.2 * u[13]) * (toward - tint)
+    shade = tint + (0.17 + 0.13 * u[13]) * (toward - tint)
     radius = 0.28 + 0.16 * u[14]
     margin = radius * 0.92
     centre = (margin + (1 - 2 * margin) * u[15], margin + (1 - 2 * margin) * u[16])

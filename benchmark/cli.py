@@ -1,0 +1,264 @@
+"""The command line: arguments in, one call out. Heavy imports live inside commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmark.errors import BenchError, PluginError
+
+app = typer.Typer(
+    name="bench",
+    help="Poison image-caption pairs, train CLIP defenses on them, and measure attack success, zero-shot and linear-probe accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Results = Annotated[Path, typer.Option(help="Folder of runs and, unless --cache says otherwise, of the cache.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of finished stages. Default: <results>/cache.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="An option, as attack.rate=0.001, defense.every=3, train.epochs=12. Repeatable.")]
+
+
+@app.command("run")
+def run_command(
+    attack: Annotated[list[str] | None, typer.Option(help="Attack by name or file; repeatable; `all`. Default: backdoor.")] = None,
+    defense: Annotated[list[str] | None, typer.Option(help="Defense by name or file, with +aug for augmentation; repeatable; `all`. Default: roclip.")] = None,
+    scale: Annotated[str, typer.Option(help="smoke, small, medium or paper.")] = "small",
+    seed: Annotated[int | None, typer.Option(min=0, help="One seed.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several, as 0,1,2 or 0-4.")] = None,
+    sets: Sets = None,
+    data: Annotated[Path | None, typer.Option(help="Your pairs: .tsv (filepath/title or image/caption) or .csv (image or path, caption).")] = None,
+    evaluation: Annotated[Path | None, typer.Option("--eval", help="Your evaluation set: a folder with train/<class>/ and test/<class>/.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to. Default: the manifest's.")] = None,
+    results: Results = Path("results"),
+    cache: Cache = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
+    baseline: Annotated[bool, typer.Option(help="Run clip (and clip+aug) on the same poison beside the defense.")] = True,
+    sham: Annotated[bool, typer.Option(help="The attack's edits without its trigger: what re-encoding and captions do alone.")] = False,
+    keep_snapshots: Annotated[bool, typer.Option(help="Keep the weights of every epoch.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda if there is one.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would run, what is done already, and how long it takes.")] = False,
+) -> None:
+    """Poison, train, evaluate: one cell, or every combination of what is repeated."""
+    from benchmark.matrix import Request, plan
+
+    request = Request(
+        attacks=tuple(attack or ("backdoor",)),
+        defenses=tuple(defense or ("roclip",)),
+        seeds=_seeds(seed, seeds),
+        scale=scale,
+        sets=tuple(sets or ()),
+        data=data,
+        eval=evaluation,
+        image_root=image_root,
+        results=results,
+        cache=cache,
+        jobs=jobs,
+        baseline=baseline,
+        keep_snapshots=keep_snapshots,
+        sham=sham,
+        device=device,
+    )
+    _check_device(device)
+    cells = plan(request)
+    _run_cells(cells, dry_run, f"bench report --results {results}")
+
+
+@app.command("matrix")
+def matrix_command(
+    grid: Annotated[Path, typer.Argument(help="A TOML file with [[part]] tables: attacks, defenses, seeds, set.")],
+    results: Results = Path("results"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would run and how long it takes.")] = False,
+) -> None:
+    """Run a grid of cells; finished records are kept beside the grid, and cells that have one are not run again."""
+    from benchmark.matrix import read_grid
+
+    _run_cells(read_grid(grid, results, jobs), dry_run, f"bench report --results {grid.parent}")
+
+
+@app.command()
+def report(
+    format: Annotated[str, typer.Option(help="md, csv or long (CSV with one row per metric).")] = "md",
+    out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
+    defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
+    scale: Annotated[list[str] | None, typer.Option(help="Only these scales.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only runs with this setting, as train.epochs=12. Repeatable.")] = None,
+    against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, as CSV.")] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Tables from recorded runs."""
+    from benchmark.report.records import load, select, superseded
+    from benchmark.report.tables import differences, groups, long_table, to_csv, to_markdown, wide_table
+
+    if format not in ("md", "csv", "long"):
+        raise BenchError(f"expected --format md, csv or long, got {format!r}")
+    runs, old = superseded(select(load(results), attack or (), defense or (), scale or (), where or ()))
+    if not runs:
+        raise BenchError(f"no recorded run in {results} matches")
+    notes = old + groups(runs)[1]
+    if against is not None:
+        import pandas as pd
+
+        others = dict.fromkeys(run.label("defense") for run in runs if run.label("defense") != against)
+        text = to_csv(pd.concat([differences(runs, other, against) for other in others]))
+    elif format == "md":
+        text, notes = to_markdown(runs), old
+    else:
+        text = to_csv(wide_table(runs) if format == "csv" else long_table(runs))
+    for note in notes:
+        typer.echo(note, err=True)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"cannot write {out}: {error.strerror}") from None
+
+
+@app.command("list")
+def list_command(what: Annotated[str, typer.Argument(help="attacks, defenses or scales; nothing for all.")] = "all") -> None:
+    """Known attacks, defenses and scales."""
+    from benchmark.show import listing
+
+    typer.echo(listing(what))
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="An attack, a defense or a scale, by name or file.")]) -> None:
+    """What a plugin does: its paper, its options with defaults, its presets."""
+    from benchmark.show import describe
+
+    typer.echo(describe(name))
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="attack or defense.")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin and its file, in lower_case.")],
+    folder: Annotated[Path, typer.Option(help="Where the file goes.")] = Path(),
+) -> None:
+    """Write a template to start from."""
+    from benchmark.templates import write_template
+
+    path = write_template(kind, name, folder)
+    typer.echo(f"wrote {path}. Next: bench check ./{path.name}")
+
+
+@app.command()
+def check(file: Annotated[str, typer.Argument(help="A plugin's file or name.")]) -> None:
+    """Run the contract's tests on a plugin."""
+    from benchmark.testing import check_plugin
+
+    failures = check_plugin(file, typer.echo)
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(results: Results = Path("results")) -> None:
+    """Say whether this installation can run, and with what."""
+    from benchmark.show import diagnose
+
+    lines, healthy = diagnose(results)
+    typer.echo("\n".join(lines))
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean(
+    results: Results = Path("results"),
+    cache: Cache = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove the cache of finished stages. Records of runs stay."""
+    import shutil
+
+    folder = cache or results / "cache"
+    if not folder.is_dir():
+        typer.echo(f"nothing to remove: there is no {folder}")
+        return
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if not yes and not typer.confirm(f"remove {folder} ({size / 1e6:,.0f} MB)?"):
+        raise typer.Exit(1)
+    shutil.rmtree(folder)
+    typer.echo(f"removed {folder} ({size / 1e6:,.0f} MB)")
+
+
+def main() -> None:
+    """The `bench` command: errors are one sentence, exit 2; a failed run is 1, Ctrl-C 130."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except BenchError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except PluginError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues from here", err=True)
+        sys.exit(130)
+
+
+def _run_cells(cells: list[Any], dry_run: bool, next_command: str) -> None:
+    from benchmark.matrix import run_all
+    from benchmark.progress import Progress
+    from benchmark.report.terminal import print_outcomes
+    from benchmark.show import preview
+
+    progress = Progress()
+    lines, hours = preview(cells, progress if dry_run else None)
+    if dry_run:
+        typer.echo("\n".join(lines))
+        return
+    if hours > 2:
+        progress.say(f"about {hours:.1f} hours of work on this machine; --dry-run lists it")
+    outcomes = run_all(cells, progress)
+    print_outcomes(outcomes)
+    for outcome in outcomes:
+        if outcome.error:
+            typer.echo(f"error: {outcome.asked.name}: {outcome.error}" if len(outcomes) > 1 else f"error: {outcome.error}", err=True)
+    if any(outcome.record for outcome in outcomes):
+        typer.echo(f"Tables of all runs: {next_command}", err=True)
+    if any(outcome.bad_request for outcome in outcomes):
+        raise typer.Exit(2)
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _seeds(seed: int | None, seeds: str | None) -> tuple[int, ...]:
+    if seed is not None and seeds is not None:
+        raise BenchError("give --seed or --seeds, not both")
+    if seeds is None:
+        return (seed or 0,)
+    found: list[int] = []
+    for part in seeds.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise BenchError(f"expected --seeds like 0,1,2 or 0-4, got {seeds!r}")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(dict.fromkeys(found))
+
+
+def _check_device(device: str | None) -> None:
+    if device not in (None, "cpu", "cuda"):
+        raise BenchError(f"expected --device cpu or cuda, got {device!r}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BenchError("--device cuda: no GPU is available here; leave the option out")

@@ -1,0 +1,117 @@
+"""Reads recorded runs from disk and picks those a table asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import BenchError
+from benchmark.settings import SCHEMA
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run: the deterministic record, and what it cost on the machine that made it."""
+
+    record: dict[str, Any]
+    cost: dict[str, Any]
+    folder: Path
+
+    def label(self, name: str) -> str:
+        """One of the labels: attack, defense, scale, dataset, model."""
+        return str(self.record["label"][name])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.record["resolved"]["seed"])
+
+    def values(self, metric: str) -> list[dict[str, Any]]:
+        """All entries of this metric, one for each evaluation set or probe."""
+        return [entry for entry in self.record["metrics"] if entry["name"] == metric]
+
+
+def load(results: Path) -> list[Run]:
+    """Every finished run under `<results>/runs`, in order of attack, defense and seed.
+
+    Raises:
+        BenchError: no such folder, or a record of a newer version of this program.
+    """
+    folder = results / "runs"
+    if not folder.is_dir():
+        raise BenchError(f"no runs in {results}; `bench run` makes some, --results names another folder")
+    runs = []
+    for path in sorted(folder.glob("*/record.json")):
+        if path.parent.suffix == ".part":
+            continue
+        try:
+            record = json.loads(path.read_text())
+            cost_file = path.with_name("cost.json")
+            cost = json.loads(cost_file.read_text()) if cost_file.is_file() else {}
+        except ValueError:
+            raise BenchError(f"{path} is damaged; run its cell again, or remove {path.parent}") from None
+        if record["schema"] > SCHEMA:
+            raise BenchError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}; install a newer one")
+        runs.append(Run(record, cost, path.parent))
+    return sorted(runs, key=lambda run: (run.label("attack"), run.label("defense"), run.label("scale"), run.seed))
+
+
+def select(runs: Sequence[Run], attacks: Sequence[str] = (), defenses: Sequence[str] = (), scales: Sequence[str] = (), where: Sequence[str] = ()) -> list[Run]:
+    """Runs whose labels match; a name matches its own label and the label with options behind it.
+
+    Args:
+        where: `key=value` over the resolved settings, with dots: `train.epochs=12`, `attack.options.rate=0.001`.
+    """
+    conditions = [_condition(text) for text in where]
+    chosen = []
+    for run in runs:
+        fits = all(not wanted or any(_matches(run.label(key), name) for name in wanted) for key, wanted in (("attack", attacks), ("defense", defenses), ("scale", scales)))
+        if fits and all(_lookup(run.record["resolved"], key) == value for key, value in conditions):
+            chosen.append(run)
+    return chosen
+
+
+def superseded(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs of the newest source of each plugin file, and a line for each older one that was left out."""
+    newest: dict[tuple[str, str], tuple[float, str]] = {}
+    for run in runs:
+        for kind in ("attack", "defense"):
+            plugin = run.record["resolved"][kind]
+            if plugin["file"]:
+                stamp = (run.folder.stat().st_mtime, plugin["source"])
+                key = (kind, plugin["name"])
+                newest[key] = max(newest.get(key, stamp), stamp)
+    kept, lines = [], []
+    for run in runs:
+        old = [kind for kind in ("attack", "defense") for plugin in [run.record["resolved"][kind]] if plugin["file"] and newest[(kind, plugin["name"])][1] != plugin["source"]]
+        if old:
+            lines.append(f"{run.record['run_id']} is of an older source of {run.record['resolved'][old[0]]['name']} and was left out")
+        else:
+            kept.append(run)
+    return kept, lines
+
+
+def _matches(label: str, name: str) -> bool:
+    return label == name or label.startswith((f"{name}[", f"{name}@"))
+
+
+def _condition(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BenchError(f"expected --where key=value, got {text!r}; for instance --where train.epochs=12")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _lookup(settings: dict[str, Any], key: str) -> Any:
+    value: Any = settings
+    for part in key.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part, value.get("options", {}).get(part) if isinstance(value.get("options"), dict) else None)
+    return value

@@ -1,0 +1,273 @@
+"""Records to tables: one long, one wide; as data frames, CSV and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from benchmark.evaluate.statistics import Interval, over_runs, paired_difference
+from benchmark.report.records import Run
+
+KEY = ("attack", "defense", "scale", "dataset", "model")
+WIDE = (*KEY, "seeds", "n_pairs", "n_poison", "poison_rate", "asr", "asr_low", "asr_high", "asr_n", "asr_floor", "triggered_acc1", "zero_shot_acc1", "linear_probe_acc1", "train_seconds", "pairs_per_second")
+LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
+FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one row of the wide table: same labels, other seeds."""
+
+    key: tuple[str, ...]
+    runs: list[Run]
+
+
+def long_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run and metric: the last epoch's metrics, then what the other epochs say."""
+    rows = []
+    for run in runs:
+        record = run.record
+        base = {name: run.label(name) for name in KEY} | {"run_id": record["run_id"], "seed": run.seed, "status": record["status"], "reason": ""}
+        curve = record["curve"]
+        last = curve[-1] if curve else {"epoch": None, "phase": ""}
+        for entry in record["metrics"]:
+            kind = f"Wilson over {entry['n']} {entry['units']}, one training run" if entry["low"] is not None else "none: not a rate over units"
+            rows.append(base | {"of": entry["of"], "metric": entry["name"], "value": entry["value"], "n": entry["n"], "units": entry["units"], "low": entry["low"], "high": entry["high"], "interval": kind, "epoch": last["epoch"], "phase": last["phase"], "card_hash": entry["card"]})
+        for point in curve:
+            for name, value in point.get("metrics", {}).items():
+                metric, _, of = name.partition("/")
+                rows.append(base | {"of": of, "metric": f"curve_{metric}", "value": value, "n": None, "units": "", "low": None, "high": None, "interval": "none: one snapshot of a curve", "epoch": point["epoch"], "phase": point["phase"], "card_hash": ""})
+        for name, value in summaries(run).items():
+            rows.append(base | {"of": "curve", "metric": name, "value": value, "n": None, "units": "", "low": None, "high": None, "interval": "none: from a curve", "epoch": None, "phase": "", "card_hash": ""})
+        for name, reason in record.get("not_run", {}).items():
+            rows.append(base | {"of": "", "metric": name, "value": None, "n": 0, "units": "", "low": None, "high": None, "interval": "", "epoch": None, "phase": "", "card_hash": "", "status": "not run", "reason": reason})
+    return pd.DataFrame(rows, columns=list(LONG))
+
+
+def summaries(run: Run) -> dict[str, float]:
+    """ASR at the last CLIP epoch, at the last matched one, its mean over the last 2K epochs, and its maximum."""
+    points = [(point["epoch"], point["phase"], _attack_value(point, "asr"), _zero_shot_value(point)) for point in run.record["curve"] if point.get("metrics")]
+    if not points:
+        return {}
+    window = 2 * int(run.record["resolved"]["defense"]["options"].get("every", 2))
+    found: dict[str, float] = {}
+    by_phase = {"clip": "last_clip", "match": "last_match"}
+    for epoch, phase, asr, zero_shot in points:
+        if phase in by_phase:
+            found[f"zero_shot_acc1_{by_phase[phase]}"] = zero_shot
+            if asr is not None:
+                found[f"asr_{by_phase[phase]}"] = asr
+    tail = points[-window:]
+    found["zero_shot_acc1_mean_last"] = sum(point[3] for point in tail) / len(tail)
+    values = [(asr, epoch) for epoch, _, asr, _ in points if asr is not None]
+    if values:
+        recent = [asr for asr, _ in values[-window:]]
+        found["asr_mean_last"] = sum(recent) / len(recent)
+        found["asr_max"], epoch = max(values, key=lambda pair: (pair[0], -pair[1]))
+        found["asr_max_epoch"] = float(epoch)
+    return found
+
+
+def groups(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Rows of the wide table. Runs that share a label but differ in definition are never averaged: they split the row.
+
+    Returns:
+        The groups, and a line for each label that had to be split, saying what differs.
+    """
+    by_label: dict[tuple[str, ...], dict[str, list[Run]]] = {}
+    for run in runs:
+        key = tuple(run.label(name) for name in KEY)
+        by_label.setdefault(key, {}).setdefault(_definition(run), []).append(run)
+    found, notes = [], []
+    for key, definitions in by_label.items():
+        if len(definitions) > 1:
+            first, second = (members[0].record for members in list(definitions.values())[:2])
+            notes.append(f"{key[0]} / {key[1]}: runs of one label were not averaged, they differ in {', '.join(_differences(first, second)) or 'their cards'}")
+        for members in definitions.values():
+            distinct = {run.seed: run for run in members}
+            found.append(Group(key, [distinct[seed] for seed in sorted(distinct)]))
+    return found, notes
+
+
+def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE."""
+    found, _ = groups(runs)
+    return pd.DataFrame([_wide_row(group) for group in sorted(found, key=lambda group: _order(group.key))], columns=list(WIDE))
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """RFC 4180 with LF; empty for missing; text that a spreadsheet would run gets a leading apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.itertuples(index=False):
+        writer.writerow([_cell(value) for value in row])
+    return out.getvalue()
+
+
+def to_markdown(runs: Sequence[Run]) -> str:
+    """The wide table for people: percent with intervals and n, the floor beside every ASR, notes below."""
+    found, notes = groups(runs)
+    found = sorted(found, key=lambda group: _order(group.key))
+    lines = ["| attack | defense | seeds | poison | ASR | floor | true class kept | zero-shot | linear probe | pairs/s |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for group in found:
+        row = _wide_row(group)
+        interval = _interval(group, "asr")
+        told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
+        poison = f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0"
+        cells = [escape(group.key[0]), escape(group.key[1]) + told, str(row["seeds"]), poison, _asr_cell(row, interval), percent(row["asr_floor"]), percent(row["triggered_acc1"]), _with_interval(group, "zero_shot_acc1"), _with_interval(group, "linear_probe_acc1"), f"{row['pairs_per_second']:,.0f}" if row["pairs_per_second"] else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
+    lines += ["", f"Scale, data and model: {escape('; '.join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}"]
+    names = {group.key[1].partition("[")[0] for group in found}
+    if any(name.endswith("+aug") for name in names) and "clip+aug" not in names:
+        lines.append("There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here.")
+    lines += [f"- {escape(note)}" for note in notes]
+    for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
+        lines.append(f"- {escape(warning)}")
+    return "\n".join(lines) + "\n"
+
+
+def differences(runs: Sequence[Run], defense: str, reference: str) -> pd.DataFrame:
+    """Paired differences of two defenses over the seeds they share, per attack, with t intervals from three seeds on."""
+    found, _ = groups(runs)
+    rows = []
+    by_key = {group.key[:2]: group for group in found}
+    for attack in dict.fromkeys(group.key[0] for group in found):
+        left, right = by_key.get((attack, defense)), by_key.get((attack, reference))
+        if left is None or right is None:
+            continue
+        seeds = sorted({run.seed for run in left.runs} & {run.seed for run in right.runs})
+        for metric in ("asr", "zero_shot_acc1", "linear_probe_acc1"):
+            pairs = [(per_run(a, metric), per_run(b, metric)) for seed in seeds for a in left.runs if a.seed == seed for b in right.runs if b.seed == seed]
+            known = [(a, b) for a, b in pairs if a is not None and b is not None]
+            if known:
+                mean, low, high = paired_difference([a for a, _ in known], [b for _, b in known])
+                rows.append({"attack": attack, "defense": defense, "reference": reference, "metric": metric, "difference": mean, "low": low, "high": high, "n_runs": len(known)})
+    return pd.DataFrame(rows)
+
+
+def per_run(run: Run, metric: str) -> float | None:
+    """A run's value: the mean over evaluation sets or probes; None if any of them is missing."""
+    values = [entry["value"] for entry in run.values(metric)]
+    if not values or any(value is None for value in values):
+        return None
+    return float(sum(values) / len(values))
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal; empty for a missing one."""
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    clean = "".join(character if character.isprintable() else "�" for character in text)
+    for mark in ("\\", "|", "`", "<", "[", "]", "*", "_"):
+        clean = clean.replace(mark, "\\" + mark)
+    return clean
+
+
+def _wide_row(group: Group) -> dict[str, Any]:
+    runs = group.runs
+    first = runs[0].record
+    interval = _interval(group, "asr")
+    asr_entries = runs[0].values("asr")
+    seconds = [run.cost.get("train_seconds") for run in runs]
+    rates = [run.cost["pairs_trained"] / run.cost["train_seconds"] for run in runs if run.cost.get("train_seconds")]
+    return {
+        **dict(zip(KEY, group.key, strict=True)),
+        "seeds": len(runs),
+        "n_pairs": first["data"]["n_pairs"],
+        "n_poison": _mean([run.record["poison"]["n_poison"] for run in runs]),
+        "poison_rate": _mean([run.record["poison"]["poison_rate"] for run in runs]),
+        "asr": _mean([per_run(run, "asr") for run in runs]),
+        "asr_low": interval.low,
+        "asr_high": interval.high,
+        "asr_n": sum(entry["n"] for entry in asr_entries) if asr_entries else None,
+        "asr_floor": _mean([per_run(run, "asr_floor") for run in runs]),
+        "triggered_acc1": _mean([per_run(run, "triggered_acc1") for run in runs]),
+        "zero_shot_acc1": _mean([per_run(run, "zero_shot_acc1") for run in runs]),
+        "linear_probe_acc1": _mean([per_run(run, "linear_probe_acc1") for run in runs]),
+        "train_seconds": _mean(seconds),
+        "pairs_per_second": _mean(rates) if rates else None,
+    }
+
+
+def _interval(group: Group, metric: str) -> Interval:
+    values = [per_run(run, metric) for run in group.runs]
+    entries = group.runs[0].values(metric)
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return Interval(None, None, "missing")
+    if len(entries) == 1:
+        return over_runs(known, entries[0]["n"], entries[0]["units"])
+    return over_runs(known)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None if a value is missing: an average over an incomplete set is refused."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _asr_cell(row: dict[str, Any], interval: Interval) -> str:
+    if row["asr"] is None:
+        return ""
+    bracket = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+    return f"{percent(row['asr'])}{bracket}, n={row['asr_n']}"
+
+
+def _with_interval(group: Group, metric: str) -> str:
+    value = _mean([per_run(run, metric) for run in group.runs])
+    interval = _interval(group, metric)
+    bracket = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+    return percent(value) + bracket
+
+
+def _definition(run: Run) -> str:
+    """What has to agree for runs to be averaged: definitions of the numbers and settings, all but the seed."""
+    record = run.record
+    resolved = {name: value for name, value in record["resolved"].items() if name != "seed"}
+    cards = sorted({f"{entry['name']}/{entry['of']}/{entry['card']}" for entry in record["metrics"]})
+    return repr((sorted(resolved.items(), key=lambda item: item[0]), cards))
+
+
+def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+    found = []
+
+    def walk(left: Any, right: Any, path: str) -> None:
+        if isinstance(left, dict) and isinstance(right, dict):
+            for name in sorted(set(left) | set(right)):
+                walk(left.get(name), right.get(name), f"{path}.{name}" if path else name)
+        elif left != right and path != "seed":
+            found.append(f"{path} ({left} and {right})")
+
+    walk(first["resolved"], second["resolved"], "")
+    return found
+
+
+def _order(key: tuple[str, ...]) -> tuple[Any, ...]:
+    attacks, defenses = ("none", "targeted", "backdoor"), ("clip", "clip+aug", "roclip", "roclip+aug")
+
+    def place(name: str, known: tuple[str, ...]) -> tuple[int, str]:
+        bare = name.partition("[")[0]
+        return (known.index(bare) if bare in known else len(known), name)
+
+    return (key[2], key[3], key[4], place(key[0], attacks), place(key[1], defenses))
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value
