@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from benchmark.data.eval_sets import Suite
-    from benchmark.data.lab import AttackLab
+    from benchmark.data.attack_lab import AttackLab
     from benchmark.data.pairs import Pairs
     from benchmark.train.lab import Lab
     from benchmark.train.loop import Now

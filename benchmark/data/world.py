@@ -146,8 +146,8 @@ def scene(seed: int, split: str, row: int, combinations: bool = False) -> Scene:
     distance = np.abs(candidates - ink).sum(axis=1)
     tint = candidates[int(np.argmax(distance > 210)) if (distance > 210).any() else int(np.argmax(distance))]
     toward = 255.0 if tint.mean() < 128 else 0.0
-    shade = tint + (0.17 + 0.13 * u[13]) * (toward - tint)
-    radius = 0.28 + 0.16 * u[14]
+    shade = tint + (0.24 + 0.16 * u[13]) * (toward - tint)
+    radius = 0.33 + 0.11 * u[14]
     margin = radius * 0.92
     centre = (margin + (1 - 2 * margin) * u[15], margin + (1 - 2 * margin) * u[16])
     words = _Words(name, colour, background, radius, centre)
@@ -159,7 +159,7 @@ def scene(seed: int, split: str, row: int, combinations: bool = False) -> Scene:
         shade=_triple(shade),
         radius=float(radius),
         centre=centre,
-        angle=float((u[17] - 0.5) * 0.6),
+        angle=float((u[17] - 0.5) * 0.3),
         mirrored=bool(u[18] < 0.5),
         pattern=_triple(u[19:22]),
         jitter=_triple((u[22:25] - 0.5) * 24),
@@ -207,7 +207,7 @@ class _Words:
         else:
             thing = f"{self.colour} shape"
         template = _TEMPLATES[int(u[0] * len(_TEMPLATES))]
-        size = ("small", "little") if self.radius < 0.335 else ("large", "big") if self.radius > 0.385 else ("nice", "simple")
+        size = ("small", "little") if self.radius < 0.367 else ("large", "big") if self.radius > 0.403 else ("nice", "simple")
         return template.format(thing=thing, size=size[int(u[3] * 2)], place=self._place(u[4]), background=self.background)
 
     def _place(self, u: float) -> str:

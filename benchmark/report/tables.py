@@ -239,6 +239,18 @@ def _definition(run: Run) -> str:
     return repr((sorted(resolved.items(), key=lambda item: item[0]), cards))
 
 
+def _attack_value(point: dict[str, Any], metric: str) -> float | None:
+    """Mean over probes of a curve point's value; None without a probe."""
+    values = [value for name, value in point["metrics"].items() if name.partition("/")[0] == metric]
+    return sum(values) / len(values) if values and None not in values else None
+
+
+def _zero_shot_value(point: dict[str, Any]) -> float:
+    """Mean over the evaluation sets of a curve point's zero-shot accuracy."""
+    values = [value for name, value in point["metrics"].items() if name.partition("/")[0] == "zero_shot_acc1"]
+    return float(sum(values) / len(values))
+
+
 def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     found = []
 

@@ -22,10 +22,10 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
     if not runs:
         return
     table = Table(caption="floor: the same queries without the trigger. Intervals: 95 %, over queries or targets for one seed, over runs from three on.", caption_style="dim")
-    for name in ("attack", "defense", "seeds", "poison"):
-        table.add_column(name, overflow="fold")
-    for name in ("ASR", "95 % interval", "n", "floor", "zero-shot", "probe"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("attack", "defense"):
+        table.add_column(name, overflow="fold", min_width=10)
+    for name in ("seeds", "poison", "ASR [95 %]", "n", "floor", "zero-shot", "probe"):
+        table.add_column(name, justify="right")
     for group in groups(runs)[0]:
         table.add_row(*(Text(cell) for cell in _row(group)))
     console.print(table)
@@ -41,8 +41,8 @@ def _row(group: Any) -> list[str]:
     if means["asr"] is not None:
         entry = runs[0].values("asr")[0]
         found = over_runs([value for value in values["asr"] if value is not None], entry["n"], entry["units"])
-        interval = f"{100 * found.low:.1f}-{100 * found.high:.1f}" if found.low is not None and found.high is not None else found.kind
+        interval = f" [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found.low is not None and found.high is not None else ""
         n = str(entry["n"])
     poison = runs[0].record["poison"]
-    share = f"{poison['n_poison']} ({100 * poison['poison_rate']:.2f} %)" if poison["n_poison"] else "0"
-    return [group.key[0], group.key[1], str(len(runs)), share, percent(means["asr"]), interval, n, percent(means["asr_floor"]), percent(means["zero_shot_acc1"]), percent(means["linear_probe_acc1"])]
+    share = f"{100 * poison['poison_rate']:.2f} %" if poison["n_poison"] else "0"
+    return [group.key[0], group.key[1], str(len(runs)), share, percent(means["asr"]) + interval, n, percent(means["asr_floor"]), percent(means["zero_shot_acc1"]), percent(means["linear_probe_acc1"])]

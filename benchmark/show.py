@@ -1,0 +1,163 @@
+"""Listings, descriptions, previews and the doctor: what the program says about itself."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import BenchError, nearest, unknown
+from benchmark.progress import Progress
+from benchmark.registry import find, names
+from benchmark.settings import SCALES
+
+_KINDS = ("attacks", "defenses", "scales")
+
+
+def listing(what: str) -> str:
+    """Names with one line each."""
+    if what != "all" and what not in _KINDS:
+        raise unknown("listing", what, (*_KINDS, "all"))
+    lines: list[str] = []
+    for kind in _KINDS if what == "all" else (what,):
+        if len(lines):
+            lines.append("")
+        lines.append(f"{kind}:")
+        if kind == "scales":
+            lines += [f"  {name:<12}{scale.summary}" for name, scale in SCALES.items()]
+            continue
+        singular: Any = kind[:-1]
+        for name in names(singular):
+            cls = find(singular, name).load()
+            facts = f"budget in {cls.budget_unit}, access: {cls.access}" if singular == "attack" else f"{cls.kind}" + ("" if cls.told == "nothing" else f", told the {cls.told}")
+            lines.append(f"  {name:<12}{_summary(cls)} [{facts}]{f' {cls.paper}' if getattr(cls, 'paper', '') else ''}")
+    return "\n".join(lines)
+
+
+def describe(name: str) -> str:
+    """A plugin's docstring, options and presets, or a scale's settings."""
+    if name in SCALES:
+        scale = SCALES[name]
+        sections = {section: getattr(scale, section).model_dump() for section in ("data", "train", "augment", "model", "evaluation")}
+        lines = [f"{name}: {scale.summary}", ""]
+        for section, values in sections.items():
+            lines += [f"  {section}.{option} = {value}" for option, value in values.items()]
+        lines += [f"  {plugin}.{option} = {value}" for plugin, options in scale.options.items() for option, value in options.items()]
+        return "\n".join(lines)
+    found = []
+    kinds: tuple[Any, Any] = ("attack", "defense")
+    for kind in kinds:
+        try:
+            plugin = find(kind, name)
+            found.append((kind, plugin, plugin.load()))
+        except BenchError as error:
+            if name.endswith(".py") and "exactly one" not in str(error):
+                raise
+    if not found:
+        known = [*names("attack"), *names("defense"), *SCALES]
+        guess = nearest(name, known)
+        raise BenchError(f"nothing is named {name!r}.{f' Did you mean {guess!r}?' if guess else ''} `bench list` shows what there is.")
+    parts = []
+    for kind, plugin, cls in found:
+        lines = [f"{plugin.name} ({kind}, {plugin.origin})", "", inspect.cleandoc(cls.__doc__ or "no description"), ""]
+        if cls.model_fields:
+            lines.append(f"Options, as --set {kind}.NAME=VALUE:")
+        for option, about in cls.model_fields.items():
+            lines.append(f"  {option} = {about.get_default()!r}  {about.description or ''}")
+        lines += [f"Preset {preset}: {', '.join(f'{k}={v}' for k, v in values.items()) or 'the defaults'}" for preset, values in cls.presets.items()]
+        parts.append("\n".join(lines).rstrip())
+    return "\n\n".join(parts)
+
+
+def preview(cells: Sequence[Any], progress: Progress | None) -> tuple[list[str], float]:
+    """A line for each cell, and a rough number of hours that the missing ones take here.
+
+    Args:
+        progress: opens the data to say which cells are done; None skips that and assumes none is.
+    """
+    from benchmark.matrix import scale_of
+
+    lines, todo, hours = [], 0, 0.0
+    for asked in cells:
+        scale = scale_of(asked.request)
+        seconds = _SECONDS_PER_PAIR.get(scale.model.name, 0.2) * scale.data.n_pairs * scale.train.epochs * (scale.data.side / 32 if scale.model.name == "bench-small" else 1) ** 2
+        state = "to do"
+        if progress is not None:
+            from benchmark.cell import finished
+            from benchmark.matrix import open_cell
+
+            cell = open_cell(asked, progress)
+            kept = asked.request.keep / "runs" / cell.settings.run_id if asked.request.keep else cell.folder
+            state = f"done {cell.settings.run_id}" if finished(kept) or finished(cell.folder) else f"to do {cell.settings.run_id}"
+        if state.startswith("to do"):
+            todo += 1
+            hours += seconds / 3600
+        lines.append(f"{asked.name}: {state}")
+    jobs = min((cells[0].request.jobs or os.cpu_count() or 1) if cells else 1, max(1, todo))
+    hours /= jobs
+    if cells:
+        scale = scale_of(cells[0].request)
+        size = scale.data.n_pairs * scale.data.side**2 * 3 / 1e6
+        folder = cells[0].request.results
+        free = shutil.disk_usage(folder if folder.is_dir() else Path()).free / 1e9
+        lines.append(f"{len(cells)} cells, {todo} to do, about {hours * 60:.0f} minutes with {jobs} side by side; about {size:.0f} MB of cache for each poisoned data set, {free:.0f} GB free")
+    return lines, hours
+
+
+# Rough, from one core of the machine described in results/performance.md; only for announcing long work.
+_SECONDS_PER_PAIR = {"bench-small": 1 / 1500, "RN50": 1 / 4, "RN50-quickgelu": 1 / 4}
+
+
+def diagnose(results: Path) -> tuple[list[str], bool]:
+    """What this installation consists of, and whether it can run."""
+    lines, healthy = [f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"], True
+    for name in ("torch", "torchvision", "open_clip_torch", "timm", "pandas", "pillow", "scikit-learn", "scipy", "pydantic", "typer", "rich"):
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name}: not installed; pip install clip-poison-bench brings it")
+            healthy = False
+    try:
+        importlib.import_module("benchmark.train.model")
+    except Exception as error:
+        lines.append(f"open_clip cannot be imported: {error}. torch and torchvision must come from one place: pip install -c constraints.txt torch torchvision")
+        healthy = False
+    else:
+        import torch
+
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none; small runs on the CPU"
+        lines.append(f"GPU: {gpu}")
+    kinds: tuple[Any, Any] = ("attack", "defense")
+    for kind in kinds:
+        broken = []
+        for name in names(kind):
+            try:
+                find(kind, name).load()
+            except Exception as error:
+                broken.append(f"{name} ({error})")
+        lines.append(f"{len(names(kind))} {kind}s" + (f", broken: {'; '.join(broken)}" if broken else ""))
+        healthy = healthy and not broken
+    from benchmark.train.synonyms import wordnet_folder
+
+    lines.append(f"WordNet: {wordnet_folder() or 'not found; needed for synonyms on data other than the drawn world'}")
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        probe = results / ".doctor"
+        probe.write_text("")
+        probe.unlink()
+        lines.append(f"results folder {results} is writable, {shutil.disk_usage(results).free / 1e9:.0f} GB free")
+    except OSError as error:
+        lines.append(f"results folder {results} is not writable: {error.strerror}")
+        healthy = False
+    lines.append("ready" if healthy else "not ready")
+    return lines, healthy
+
+
+def _summary(cls: type[Any]) -> str:
+    return (cls.__doc__ or "no description").strip().splitlines()[0]
