@@ -34,7 +34,7 @@ def rows_that_mention(lab: AttackLab, pairs: Pairs, eval_set: EvalSet, classname
 
 
 def corpus_rows(lab: AttackLab, pairs: Pairs, eval_set: EvalSet, classname: str, others: Sequence[str], n: int, match: Match, reuse: bool) -> list[int]:
-    """n rows, drawn without replacement, whose captions stand for the class.
+    """Draws n rows without replacement whose captions stand for the class.
 
     Raises:
         BenchError: fewer than n distinct captions and no reuse allowed.
@@ -44,6 +44,6 @@ def corpus_rows(lab: AttackLab, pairs: Pairs, eval_set: EvalSet, classname: str,
     chosen = [by_id[row_id] for row_id in lab.choose(f"captions/{classname}", by_id, n)]
     if len(chosen) < n:
         if not reuse or not chosen:
-            raise BenchError(f"{len(chosen)} distinct captions mention {classname!r}, {n} are needed; lower the count, or use --set attack.on_short=reuse or templates")
+            raise BenchError(f"{len(chosen)} distinct captions mention {classname!r}, {n} are needed; lower the count{', or use --set attack.on_short=reuse' if chosen else ''}")
         chosen = [chosen[index % len(chosen)] for index in range(n)]
     return chosen

@@ -93,8 +93,8 @@ class PatternTrigger:
         mean = image.astype(np.float32).mean(axis=(0, 1)) / np.float32(255)
         noise = mean + rng.standard_normal((height, width, 3), dtype=np.float32)
         if self.overflow == "wrap":
-            return ((np.floor(noise * 255).astype(np.int64) % 256) / 255).astype(np.float32)
-        return np.clip(noise, 0, 1)
+            return np.asarray((np.floor(noise * 255).astype(np.int64) % 256) / 255, dtype=np.float32)
+        return np.asarray(np.clip(noise, 0, 1), dtype=np.float32)
 
 
 def trigger_from_spec(spec: dict[str, Any]) -> PatternTrigger:
@@ -109,7 +109,7 @@ def check_place(place: str) -> str:
         ValueError: anything but corner, centre, random or at:Y,X.
     """
     parts = place.removeprefix("at:").split(",")
-    if place in ("corner", "centre", "random") or (place.startswith("at:") and len(parts) == 2 and all(part.isdigit() for part in parts)):
+    if place in ("corner", "centre", "random") or (place.startswith("at:") and len(parts) == 2 and all(part.isdecimal() for part in parts)):
         return place
     raise ValueError("a place is corner, centre, random or at:Y,X")
 
@@ -133,4 +133,4 @@ def fixed_pattern(kind: str, height: int, width: int, cell: int, seed: int) -> P
 
 
 def _bytes(values: Pixels) -> NDArray[np.uint8]:
-    return np.floor(np.clip(values, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return np.asarray(np.floor(np.clip(values, 0, 1) * np.float32(255) + np.float32(0.5)), dtype=np.uint8)

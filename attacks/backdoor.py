@@ -13,6 +13,7 @@ from benchmark.contract import Append, Attack, Edit, Probe, Replace, Why
 from benchmark.data.attack_lab import AttackLab
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pairs import Pairs
+from benchmark.errors import BenchError
 
 
 class Backdoor(Attack):
@@ -29,7 +30,9 @@ class Backdoor(Attack):
     needs = ("class_terms",)
     paper = "Carlini and Terzis 2022, arXiv 2106.09667; Gu et al. 2017, arXiv 1708.06733"
 
-    trigger: Literal["checker", "white", "noise", "dots", "blended", "patch:checker", "patch:white", "patch:noise", "patch:dots", "blend:noise"] = Field("checker", description="The pattern; short names are aliases.")
+    trigger: Literal["checker", "white", "noise", "dots", "blended", "patch:checker", "patch:white", "patch:noise", "patch:dots", "blend:noise"] = Field(
+        "checker", description="The pattern; short names are aliases."
+    )
     rate: float | None = Field(0.002, ge=0, le=0.5, description="Poisoned rows / all rows.")
     count: int | None = Field(None, ge=1, description="Poisoned rows; replaces the rate.")
     target_class: str | None = Field(None, description="Class that triggered images should read as; None is the evaluation set's own default.")
@@ -71,7 +74,8 @@ class Backdoor(Attack):
         target = self.target_class or eval_set.default_target or ""
         goal = eval_set.index(target)
         trigger = self.make_trigger()
-        trigger.box(lab.side, "")
+        for at_test in (False, True):
+            trigger.box(lab.side, "", at_test)  # a place outside the image is an error now and not after training
         append = self.edits == "append"
         n = lab.budget(self.rate, self.count, append)
         lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
@@ -79,9 +83,12 @@ class Backdoor(Attack):
         lab.keep("box", list(trigger.box(lab.side, "")))
         victims = lab.held_out if append else pairs
         shows_target = lab.mentions(eval_set.terms(target), "word_plural", victims)
-        by_id = {victims.ids[row]: row for row, shown in enumerate(shows_target) if not shown}
+        usable = lab.unseen if append else range(len(pairs))
+        by_id = {victims.ids[row]: row for row in usable if not shows_target[row]}
         chosen = lab.choose("victims", by_id, n)
         if len(chosen) < n:
+            if not (append and chosen):
+                raise BenchError(f"{n} rows are to be poisoned, and {len(chosen)} captions do not mention {target!r}; lower attack.rate or attack.count")
             chosen = [chosen[index % len(chosen)] for index in range(n)]
             lab.warnings.append(f"{n} poisoned rows share {len(by_id)} held-out images")
         texts = self._captions(pairs, lab, eval_set.name, target, n)
@@ -93,7 +100,8 @@ class Backdoor(Attack):
 
     def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
         target = kept["targets"][0]
-        return [Probe("backdoor", "classify", target["eval_set"], "test", trigger_from_spec(kept["trigger"]), target["index"], (1, 5))]
+        ks = tuple(k for k in (1, 5) if k < len(suite.get(target["eval_set"]).classnames))
+        return [Probe("backdoor", "classify", target["eval_set"], "test", trigger_from_spec(kept["trigger"]), target["index"], ks)]
 
     def _captions(self, pairs: Pairs, lab: AttackLab, set_name: str, target: str, n: int) -> list[tuple[str, str | None]]:
         eval_set = lab.suite.get(set_name)

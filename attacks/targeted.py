@@ -58,7 +58,16 @@ class Targeted(Attack):
             taken.add(held_out.ids[row])
             shown = held_out.image(row)
             images.append(shown)
-            targets.append({"class": classname, "index": eval_set.index(classname), "id": held_out.ids[row], "caption": held_out.captions[row], "true": _true_class(held_out, row, eval_set), "eval_set": eval_set.name})
+            targets.append(
+                {
+                    "class": classname,
+                    "index": eval_set.index(classname),
+                    "id": held_out.ids[row],
+                    "caption": held_out.captions[row],
+                    "true": _true_class(held_out, row, eval_set),
+                    "eval_set": eval_set.name,
+                }
+            )
             for caption, source in self._captions(pairs, lab, eval_set, classname, classes, n):
                 yield Append(shown, caption, Why(target=index, source=held_out.ids[row], caption_source=source))
         lab.keep("targets", targets)
@@ -94,7 +103,9 @@ class Targeted(Attack):
             enough = [name for name in unique if found[name] >= needed]
             if len(enough) < self.n_targets:
                 counts = ", ".join(f"{name} {found[name]}" for name in sorted(unique, key=lambda name: found[name])[:8])
-                raise BenchError(f"{len(enough)} classes of {eval_set.name} have {needed} usable captions each, {self.n_targets} are needed (fewest: {counts}); lower attack.n_targets or attack.captions_per_target, or use --set attack.on_short=templates")
+                raise BenchError(
+                    f"{len(enough)} classes of {eval_set.name} have {needed} usable captions each, {self.n_targets} are needed (fewest: {counts}); lower attack.n_targets or attack.captions_per_target, or use --set attack.on_short=templates"
+                )
         if len(enough) < self.n_targets:
             raise BenchError(f"{eval_set.name} has {len(enough)} classes and attack.n_targets is {self.n_targets}; each target has a class of its own, so lower attack.n_targets")
         return lab.choose("classes", enough, self.n_targets)
@@ -102,13 +113,9 @@ class Targeted(Attack):
     def _image(self, held_out: Pairs, texts: list[str], lab: AttackLab, eval_set: EvalSet, classname: str, taken: set[str]) -> int:
         pattern = matcher(eval_set.terms(classname), "word_plural")
         goal = eval_set.index(classname)
-        by_id = {
-            row_id: row
-            for row, row_id in enumerate(held_out.ids)
-            if row_id not in taken and not pattern.search(texts[row]) and _true_class(held_out, row, eval_set) != goal
-        }
+        by_id = {held_out.ids[row]: row for row in lab.unseen if held_out.ids[row] not in taken and not pattern.search(texts[row]) and _true_class(held_out, row, eval_set) != goal}
         if not by_id:
-            raise BenchError(f"no held-out image is left for target {classname!r}: all {len(held_out)} are taken or mention it")
+            raise BenchError(f"no held-out image is left for target {classname!r}: all {len(lab.unseen)} are taken or show or mention it")
         return by_id[lab.choose(f"image/{classname}", by_id, 1)[0]]
 
     def _captions(self, pairs: Pairs, lab: AttackLab, eval_set: EvalSet, classname: str, classes: Sequence[str], n: int) -> list[tuple[str, str | None]]:

@@ -29,7 +29,7 @@ def run(attack: str = "backdoor", defense: str = "roclip", *, scale: str = "smal
     from benchmark.progress import Progress
 
     progress = Progress()
-    paths = {name: Path(value) if name in ("data", "eval", "cache", "image_root") else value for name, value in more.items()}
+    paths: dict[str, Any] = {name: Path(value) if name in ("data", "eval", "cache", "image_root") else value for name, value in more.items()}
     request = Request((attack,), (defense,), (seed,), scale, tuple(sets), results=Path(results), baseline=False, **paths)
     return run_cell(open_cell(plan(request)[0], progress))
 

@@ -1,6 +1,6 @@
 """One run, from pairs to a record: poison, pack, defend, evaluate, write down.
 
-    pairs -> attack.poison -> poisoned manifest + sealed record -> pack -> defense.defend(lab) -> evaluate -> record
+pairs -> attack.poison -> poisoned manifest + sealed record -> pack -> defense.defend(lab) -> evaluate -> record
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -35,13 +34,13 @@ from benchmark.evaluate.metric import Metric
 from benchmark.guard import sealed
 from benchmark.progress import Progress
 from benchmark.registry import Plugin
+from benchmark.seeding import generator, torch_generator
 from benchmark.settings import SCHEMA, RunSettings, canonical, digest
 from benchmark.stages import Stages, damage, seal, write_atomically
-from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab, drop_snapshots, snapshots, weights_hash
 from benchmark.train.augment import visible_share
+from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab, drop_snapshots, snapshots, weights_hash
 from benchmark.train.model import Model, load_weights, tokenizer
 from benchmark.train.synonyms import resolve
-from benchmark.seeding import generator, torch_generator
 
 _PACKAGES = ("clip-poison-bench", "torch", "torchvision", "open_clip_torch", "timm", "numpy", "pandas", "pillow", "scikit-learn", "scipy", "pydantic")
 
@@ -126,7 +125,7 @@ def _make(cell: Cell) -> dict[str, Any]:
         shutil.rmtree(gone.folder)
         gone.folder.with_name(gone.folder.name + ".snapshots.json").unlink(missing_ok=True)
         return _make(cell)
-    metrics += _row_metrics(lab, record, poisoned)
+    metrics += _row_metrics(lab, record, poisoned, n_models=len(models))
     metrics += _visibility(cell, record)
     result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed)
     _publish(cell, result, evaluation, lab, time.perf_counter() - began)
@@ -218,10 +217,11 @@ def _poisoned_rows(record: SealedRecord, poisoned: Poisoned) -> NDArray[np.bool_
     return np.array([row_id in touched for row_id in poisoned.rows()[0]])
 
 
-def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned) -> list[Metric]:
+def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: int) -> list[Metric]:
+    """Detection of what the defense scored, and what it kept; models that vote have no one set of kept rows."""
     rows = _poisoned_rows(record, poisoned)
     metrics = [metric for scores in lab.handed_in for metric in detection(scores.name, scores.values, scores.flagged, rows)]
-    return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None else [])
+    return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None and n_models == 1 else [])
 
 
 def _visibility(cell: Cell, record: SealedRecord) -> list[Metric]:

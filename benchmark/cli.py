@@ -107,7 +107,10 @@ def report(
         import pandas as pd
 
         others = dict.fromkeys(run.label("defense") for run in runs if run.label("defense") != against)
-        text = to_csv(pd.concat([differences(runs, other, against) for other in others]))
+        tables = [table for other in others for table in [differences(runs, other, against)] if len(table)]
+        if not tables:
+            raise BenchError(f"no attack and seed on which {against!r} can be compared with another defense; known defenses here: {', '.join(sorted({run.label('defense') for run in runs}))}")
+        text = to_csv(pd.concat(tables))
     elif format == "md":
         text, notes = to_markdown(runs), old
     else:
@@ -209,9 +212,6 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command continues from here", err=True)
-        sys.exit(130)
 
 
 def _run_cells(cells: list[Any], dry_run: bool, next_command: str) -> None:
@@ -227,7 +227,11 @@ def _run_cells(cells: list[Any], dry_run: bool, next_command: str) -> None:
         return
     if hours > 2:
         progress.say(f"about {hours:.1f} hours of work on this machine; --dry-run lists it")
-    outcomes = run_all(cells, progress)
+    try:
+        outcomes = run_all(cells, progress)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues from here", err=True)
+        raise typer.Exit(130) from None
     print_outcomes(outcomes)
     for outcome in outcomes:
         if outcome.error:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from benchmark.data.eval_sets import Suite
     from benchmark.data.attack_lab import AttackLab
+    from benchmark.data.eval_sets import Suite
     from benchmark.data.pairs import Pairs
     from benchmark.train.lab import Lab
     from benchmark.train.loop import Now
@@ -63,6 +63,9 @@ class Options(BaseModel):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Named option sets; a plugin with presets declares a field `preset` as well."""
+
+    tiny: ClassVar[Mapping[str, Any]] = {}
+    """Options that fit the 192 pairs of `bench check`, where the defaults do not."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +94,9 @@ def configure(plugin: Plugin, scale_options: dict[str, Any], given: dict[str, An
     preset = given.get("preset")
     if preset is not None and preset not in cls.presets:
         raise unknown(f"{plugin.name} preset", str(preset), cls.presets)
-    values = {**scale_options, **cls.presets.get(preset, {}), **given}
+    # A file of the user's may share its name with a plugin that the scale has options for.
+    usual = {option: value for option, value in scale_options.items() if option in fields}
+    values = {**usual, **cls.presets.get(preset, {}), **given}
     try:
         return cls(**values)
     except ValidationError as error:
@@ -102,7 +106,7 @@ def configure(plugin: Plugin, scale_options: dict[str, Any], given: dict[str, An
 def source_hash(file: Path) -> str:
     """SHA-256 over a file and the `_` modules that it imports, directly or through one another."""
     hasher = hashlib.sha256()
-    for path in sorted(_sources(file, set()), key=lambda path: path.name):
+    for path in sorted(_sources(file, set()), key=lambda path: (path.name, path.read_bytes())):
         hasher.update(path.read_bytes())
     return hasher.hexdigest()[:16]
 
@@ -118,7 +122,8 @@ def _first(error: ValidationError, section: str) -> str:
         hint = f" Did you mean {guess!r}?" if guess else ""
         return f"expected {option} to be {context['expected']}, got {problem['input']!r}.{hint}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{option}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+    got = f", got {problem['input']!r}" if problem["loc"] else ""
+    return f"{option}: {message[0].lower()}{message[1:]}{got}"
 
 
 def _origins(kind: Kind) -> dict[str, list[str]]:
@@ -129,12 +134,17 @@ def _origins(kind: Kind) -> dict[str, list[str]]:
             if not file.stem.startswith("_"):
                 found.setdefault(file.stem, []).append(str(file))
     for entry in importlib.metadata.entry_points(group=_GROUP[kind]):
-        found.setdefault(entry.name, []).append(entry.value)
+        values = found.setdefault(entry.name, [])
+        if entry.value not in values:
+            values.append(entry.value)
     return found
 
 
 def _file_of_module(module: str) -> Path:
-    spec = importlib.util.find_spec(module)
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        spec = None
     if spec is None or spec.origin is None:
         raise BenchError(f"the installed plugin module {module!r} cannot be found; reinstall its package")
     return Path(spec.origin)
@@ -146,13 +156,18 @@ def _load(kind: Kind, name: str, origin: str, by_path: bool) -> type[Any]:
     base = Attack if kind == "attack" else Defense
     if not origin.endswith(".py"):
         module, _, attribute = origin.partition(":")
-        found = getattr(importlib.import_module(module), attribute, None)
+        with _import_errors(module):
+            imported = importlib.import_module(module)
+        found = getattr(imported, attribute, None)
         if not (isinstance(found, type) and issubclass(found, base)):
             raise BenchError(f"{origin} is not a subclass of benchmark.contract.{base.__name__}")
         return found
     module_name = f"bench_plugin_{hashlib.sha256(origin.encode()).hexdigest()[:8]}_{name}" if by_path else f"{_PACKAGE[kind]}.{name}"
-    imported = _import_file(Path(origin), module_name) if by_path else importlib.import_module(module_name)
-    classes = [value for value in vars(imported).values() if isinstance(value, type) and issubclass(value, base) and value.__module__ == module_name and not value.__name__.startswith("_")]
+    with _import_errors(origin):
+        imported = _import_file(Path(origin), module_name) if by_path else importlib.import_module(module_name)
+    classes = [
+        value for value in vars(imported).values() if isinstance(value, type) and issubclass(value, base) and value.__module__ == module_name and not value.__name__.startswith("_")
+    ]
     if len(classes) != 1:
         listed = ", ".join(cls.__name__ for cls in classes) or "none"
         raise BenchError(f"{origin} must define exactly one {base.__name__}, found {len(classes)}: {listed}. Start the names of helper classes with '_'")
@@ -164,13 +179,27 @@ def _import_file(file: Path, module_name: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    sys.path.insert(0, str(file.parent))  # so that it finds a `_` module beside it
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise BenchError(f"{file} line {error.lineno}: {error.msg}") from None
-    except Exception as error:
-        raise BenchError(f"{file} cannot be imported: {type(error).__name__}: {error}") from None
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    finally:
+        sys.path.remove(str(file.parent))
     return module
+
+
+@contextlib.contextmanager
+def _import_errors(origin: str) -> Iterator[None]:
+    try:
+        yield
+    except SyntaxError as error:
+        raise BenchError(f"{error.filename or origin} line {error.lineno}: {error.msg}") from None
+    except BenchError:
+        raise
+    except Exception as error:
+        raise BenchError(f"{origin} cannot be imported: {type(error).__name__}: {error}") from None
 
 
 def _sources(file: Path, seen: set[Path]) -> set[Path]:
@@ -181,16 +210,22 @@ def _sources(file: Path, seen: set[Path]) -> set[Path]:
         tree = ast.parse(file.read_bytes())
     except SyntaxError as error:
         raise BenchError(f"{file} line {error.lineno}: {error.msg}") from None
+    except ValueError as error:
+        raise BenchError(f"{file}: {error}") from None
     for node in ast.walk(tree):
         modules = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        beside = file.parent
+        if isinstance(node, ast.ImportFrom):
+            prefix = f"{node.module}." if node.module else ""
+            modules = [*([node.module] if node.module else []), *(f"{prefix}{alias.name}" for alias in node.names)]
+            beside = file.parents[max(node.level, 1) - 1]
         elif isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         for module in modules:
             package, _, last = module.rpartition(".")
-            if package in _PACKAGE.values() or last.startswith("_") and not last.startswith("__"):
-                spec_file = _module_file(package, last, file.parent)
+            if package in _PACKAGE.values() or (last.startswith("_") and not last.startswith("__")):
+                relative = isinstance(node, ast.ImportFrom) and node.level > 0
+                spec_file = _module_file("", last, beside.joinpath(*package.split("."))) if relative else _module_file(package, last, beside)
                 if spec_file is not None:
                     _sources(spec_file, seen)
     return seen
@@ -200,7 +235,7 @@ def _module_file(package: str, last: str, beside: Path) -> Path | None:
     if not package:
         candidate = beside / f"{last}.py"
         return candidate if candidate.is_file() else None
-    top = importlib.util.find_spec(package.split(".")[0])
+    top = importlib.util.find_spec(package.partition(".")[0])
     for place in (top.submodule_search_locations or []) if top else []:
         candidate = Path(place).joinpath(*package.split(".")[1:], f"{last}.py")
         if candidate.is_file():

@@ -75,7 +75,7 @@ class ModelSettings(_Settings):
 class EvaluationSettings(_Settings):
     """How models are measured."""
 
-    linear_probe: Literal["lbfgs", "roclip", "none"] = Field("lbfgs", description="lbfgs: validated L2, full batch. roclip: the released code's.")
+    linear_probe: Literal["lbfgs", "none"] = Field("lbfgs", description="lbfgs: logistic regression with a validated L2.")
     curve: bool = Field(True, description="Evaluate every snapshot and not the last alone.")
 
 

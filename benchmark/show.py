@@ -26,7 +26,7 @@ def listing(what: str) -> str:
         raise unknown("listing", what, (*_KINDS, "all"))
     lines: list[str] = []
     for kind in _KINDS if what == "all" else (what,):
-        if len(lines):
+        if lines:
             lines.append("")
         lines.append(f"{kind}:")
         if kind == "scales":

@@ -34,19 +34,14 @@ class Stages:
         return self.root / kind / digest(facts)[:24]
 
     def open(self, kind: str, facts: Any) -> Path | None:
-        """The finished stage, or None. A stage whose files do not match its marker is named and set aside."""
+        """The finished and whole stage, or None."""
         folder = self.path(kind, facts)
-        if not folder.is_dir():
-            return None
-        problem = damage(folder)
-        if problem is None:
-            return folder
-        self.say(f"{folder} is damaged ({problem}); making it again")
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
+        return folder if folder.is_dir() and damage(folder) is None else None
 
     def make(self, kind: str, facts: Any, build: Callable[[Path], None], resume: bool = False) -> Path:
         """The finished stage, made by `build(folder)` if it is not there.
+
+        A stage whose files do not match its marker is named and made again.
 
         Args:
             facts: everything the result depends on; kept in the marker.
@@ -57,9 +52,13 @@ class Stages:
             return found
         folder = self.path(kind, facts)
         with self.lock(folder):
-            found = self.open(kind, facts)
-            if found is not None:
-                return found
+            # Under the lock, so that what another process has just mended is not taken away.
+            if folder.is_dir():
+                problem = damage(folder)
+                if problem is None:
+                    return folder
+                self.say(f"{folder} is damaged ({problem}); making it again")
+                shutil.rmtree(folder)
             part = folder.with_name(folder.name + ".part")
             if part.exists() and not resume:
                 shutil.rmtree(part)
@@ -75,7 +74,7 @@ class Stages:
         """Holds the stage's lock; says so if another process has it."""
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            handle = open(folder.with_name(folder.name + ".lock"), "w")
+            handle = open(folder.with_name(folder.name + ".lock"), "w")  # noqa: SIM115 - closed below, outside this try
         except OSError as error:
             raise BenchError(f"cannot write to {folder.parent}: {error.strerror}. Choose another folder with --results or --cache") from None
         with handle:
@@ -91,7 +90,7 @@ def seal(folder: Path, facts: Any) -> None:
     """Writes the marker of a finished folder: its files with size and SHA-256."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != DONE:
+        if path.is_file() and path != folder / DONE:
             files[str(path.relative_to(folder))] = [path.stat().st_size, file_sha256(path)]
     write_atomically(folder / DONE, canonical({"facts": facts, "files": files}).encode())
 
@@ -99,10 +98,11 @@ def seal(folder: Path, facts: Any) -> None:
 def damage(folder: Path, thorough: bool = False) -> str | None:
     """What is wrong with a finished folder, or None. Sizes always, hashes of small files too, of all if thorough."""
     try:
-        files = json.loads((folder / DONE).read_bytes())["files"]
-    except (OSError, ValueError, KeyError):
+        listed = json.loads((folder / DONE).read_bytes())["files"]
+        files = [(str(name), int(size), str(sha256)) for name, (size, sha256) in listed.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{DONE} is missing or broken"
-    for name, (size, sha256) in files.items():
+    for name, size, sha256 in files:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,19 @@ class AttackLab:
         """Held-out pairs."""
         return self.source.held_out
 
+    @cached_property
+    def unseen(self) -> list[int]:
+        """Rows of `held_out` whose image no training row shows, and no earlier held-out row."""
+        hashes = (self.source.folder / "pixels.txt").read_text().split()
+        n = len(self.source.train)
+        seen = set(hashes[:n])
+        rows = []
+        for row, pixels in enumerate(hashes[n : n + len(self.held_out)]):
+            if pixels not in seen:
+                seen.add(pixels)
+                rows.append(row)
+        return rows
+
     @property
     def side(self) -> int:
         """Image side in pixels."""
@@ -73,6 +87,8 @@ class AttackLab:
         n_rows = len(self.source.train)
         if count is None:
             rate = rate or 0.0
+            if not 0 <= rate <= 0.5:
+                raise BenchError(f"expected attack.rate in [0, 0.5], got {rate}. A rate is a fraction: 3 % is 0.03.")
             count = int(rate * n_rows / (1 - rate) + 0.5) if append else int(rate * n_rows + 0.5)
             if rate > 0 and count == 0:
                 raise BenchError(f"attack.rate {rate} of {n_rows} pairs comes to no row; {int(np.ceil(0.5 / rate))} pairs would be enough for one")
@@ -83,7 +99,7 @@ class AttackLab:
 
     def mentions(self, terms: Iterable[str], match: Match = "word", pairs: Pairs | None = None) -> list[bool]:
         """For each training pair (or pair of `pairs`), whether its caption mentions one of the terms."""
-        return mentions((pairs or self.source.train).captions, list(terms), match)
+        return mentions((self.source.train if pairs is None else pairs).captions, list(terms), match)
 
     def stamp(self, trigger: Trigger, image: NDArray[np.uint8], key: str) -> NDArray[np.uint8]:
         """The image with the trigger, written down for the sealed record; in a sham run, the image as it was."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.data import world
-from benchmark.data.image import FORMATS, decode, pixels_sha256
+from benchmark.data.image import FORMATS, decode_many, pixels_sha256
 from benchmark.errors import BenchError, unknown
 from benchmark.progress import Progress
 from benchmark.seeding import generator
@@ -74,7 +73,14 @@ class EvalSet:
     def card(self) -> dict[str, Any]:
         """What a number measured on this set refers to."""
         test = hashlib.sha256("\n".join(self.test.ids).encode()).hexdigest()
-        return {"eval_set": self.name, "n_test": len(self.test.labels), "ids": test[:16], "classes": digest(self.classnames)[:16], "templates": digest(self.templates)[:16], "n_classes": len(self.classnames)}
+        return {
+            "eval_set": self.name,
+            "n_test": len(self.test.labels),
+            "ids": test[:16],
+            "classes": digest(self.classnames)[:16],
+            "templates": digest(self.templates)[:16],
+            "n_classes": len(self.classnames),
+        }
 
 
 @dataclass(frozen=True)
@@ -106,11 +112,19 @@ class Suite:
 def open_suite(settings: DataSettings, folder: Path | None, stages: Stages, progress: Progress) -> Suite:
     """The drawn world's sets, or those of an ImageFolder with `train/` and `test/`."""
     if folder is None:
-        facts = {"stage": "eval_sets", "version": VERSION, "world": world.VERSION, "side": settings.side, "seed": settings.seed, "n_test": settings.n_test, "n_probe": settings.n_probe}
+        facts = {
+            "stage": "eval_sets",
+            "version": VERSION,
+            "world": world.VERSION,
+            "side": settings.side,
+            "seed": settings.seed,
+            "n_test": settings.n_test,
+            "n_probe": settings.n_probe,
+        }
         return _load(stages.make("eval_sets", facts, partial(_draw, settings, progress)))
     listing = _listing(folder)
     stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for files in listing.values() for _, path in files]
-    extras = {name: (folder / name).read_text() for name in ("classnames.txt", "templates.txt", "default_target.txt") if (folder / name).is_file()}
+    extras = {name: _read_text(folder / name) for name in ("classnames.txt", "templates.txt", "default_target.txt") if (folder / name).is_file()}
     facts = {"stage": "eval_sets", "version": VERSION, "folder": folder.name, "side": settings.side, "files": digest(stats), "extras": extras}
     return _load(stages.make("eval_sets", facts, partial(_decode, folder, listing, extras, settings.side, progress)))
 
@@ -181,9 +195,9 @@ def _decode(folder: Path, listing: dict[str, list[tuple[str, Path]]], extras: di
     hashes = {}
     labels = {}
     for split, files in listing.items():
-        with ProcessPoolExecutor() as workers, progress.bar(f"decoding {folder.name}/{split}", len(files), "images") as advance:
+        with progress.bar(f"decoding {folder.name}/{split}", len(files), "images") as advance:
             images = []
-            for image in workers.map(partial(_decode_one, side), [str(path) for _, path in files], chunksize=32):
+            for image in decode_many([str(path) for _, path in files], side):
                 images.append(image)
                 advance(1)
         stacked = np.stack(images)
@@ -192,16 +206,25 @@ def _decode(folder: Path, listing: dict[str, list[tuple[str, Path]]], extras: di
         _save_pool(out, split, stacked, [str(path.relative_to(folder)) for _, path in files])
     shared = set(hashes["train"]) & set(hashes["test"])
     if shared:
-        row = hashes["test"].index(next(iter(shared)))
-        raise BenchError(f"{folder}: {len(shared)} test images also stand in train/, such as {listing['test'][row][1].name}; the probe must not be tested on what it was trained on")
+        row = hashes["test"].index(min(shared))
+        raise BenchError(
+            f"{folder}: {len(shared)} test images also stand in train/, such as {listing['test'][row][1].name}; the probe must not be tested on what it was trained on"
+        )
     validation = _stratified(labels["train"], 0.2, folder.name)
     train = [row for row in range(len(labels["train"])) if row not in validation]
-    splits = {"train": ("train", [labels["train"][row] for row in train], train), "validation": ("train", [labels["train"][row] for row in sorted(validation)], sorted(validation)), "test": ("test", labels["test"])}
+    splits = {
+        "train": ("train", [labels["train"][row] for row in train], train),
+        "validation": ("train", [labels["train"][row] for row in sorted(validation)], sorted(validation)),
+        "test": ("test", labels["test"]),
+    }
     _finish(out, [_about(folder.name, display, templates, {}, target, splits)], {}, warnings)
 
 
-def _decode_one(side: int, file: str) -> NDArray[np.uint8]:
-    return decode(Path(file), side)
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BenchError(f"{path} is not UTF-8; save the file as UTF-8") from None
 
 
 def _display_names(folder: Path, folders: list[str], text: str | None) -> tuple[str, ...]:
@@ -224,7 +247,14 @@ def _stratified(labels: list[int], share: float, name: str) -> set[int]:
 
 
 def _about(name: str, classes: Iterable[str], templates: Iterable[str], synonyms: dict[str, tuple[str, ...]], target: str, splits: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "classes": list(classes), "templates": list(templates), "synonyms": {word: list(others) for word, others in synonyms.items()}, "default_target": target, "splits": {split: list(facts) for split, facts in splits.items()}}
+    return {
+        "name": name,
+        "classes": list(classes),
+        "templates": list(templates),
+        "synonyms": {word: list(others) for word, others in synonyms.items()},
+        "default_target": target,
+        "splits": {split: list(facts) for split, facts in splits.items()},
+    }
 
 
 def _save_pool(folder: Path, pool: str, images: NDArray[np.uint8], ids: list[str]) -> None:
@@ -252,5 +282,7 @@ def _load(folder: Path) -> Suite:
     for one in about["sets"]:
         parts = {name: split(*facts) for name, facts in one["splits"].items()}
         synonyms = {word: tuple(others) for word, others in one["synonyms"].items()}
-        sets[one["name"]] = EvalSet(one["name"], tuple(one["classes"]), tuple(one["templates"]), synonyms, one["default_target"], parts["train"], parts["validation"], parts["test"])
+        sets[one["name"]] = EvalSet(
+            one["name"], tuple(one["classes"]), tuple(one["templates"]), synonyms, one["default_target"], parts["train"], parts["validation"], parts["test"]
+        )
     return Suite(sets, about["content"], folder, {word: tuple(others) for word, others in about["synonyms"].items()}, tuple(about["warnings"]))

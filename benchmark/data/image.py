@@ -3,6 +3,9 @@
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20.0
 MIN_SIDE = 8
+_BLOCK = 4096
 
 
 def decode(path: Path, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -39,6 +43,17 @@ def decode(path: Path, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
         raise BenchError(f"no file at {path}") from None
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
         raise BenchError(f"{path} is not a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image: {error}") from None
+
+
+def decode_many(files: Sequence[str], side: int) -> Iterator[NDArray[np.uint8]]:
+    """The images of many files in order, decoded by worker processes; a block at a time, so that memory stays bounded."""
+    with ProcessPoolExecutor() as workers:
+        for begin in range(0, len(files), _BLOCK):
+            yield from workers.map(partial(_decode_one, side), files[begin : begin + _BLOCK], chunksize=32)
+
+
+def _decode_one(side: int, file: str) -> NDArray[np.uint8]:
+    return decode(Path(file), side)
 
 
 def square(image: Image.Image, side: int) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,7 @@ def read_manifest(path: Path, image_root: Path | None = None) -> Manifest:
     separator, dialects = _BY_SUFFIX[path.suffix]
     raw = path.read_bytes()
     table = _read_table(path, raw, separator)
+    _check_quotes(path, table, separator)
     image_column, caption_column = _columns(path, list(table.columns), dialects)
     images, captions = table[image_column].tolist(), table[caption_column].tolist()
     root = (image_root or path.parent).resolve()
@@ -111,10 +113,10 @@ def _field(value: str) -> str:
 
 def _read_table(path: Path, raw: bytes, separator: str) -> pd.DataFrame:
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        row = raw[: error.start].count(b"\n")
-        raise BenchError(f"{path} row {row}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        number = raw[: error.start].count(b"\n")
+        raise BenchError(f"{path} row {number}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     if "\0" in text:
         raise BenchError(f"{path} row {text[: text.index(chr(0))].count(chr(10))}: holds a NUL character")
     if not text.strip():
@@ -123,15 +125,26 @@ def _read_table(path: Path, raw: bytes, separator: str) -> pd.DataFrame:
     try:
         rows = list(lines)
     except csv.Error as error:
-        raise BenchError(f"{path} near row {lines.line_num - 1}: {error}; a quote that is part of a caption must be doubled and its field quoted") from None
+        where = f"{path} near row {lines.line_num - 1}"
+        if "new-line character" in str(error):
+            raise BenchError(f"{where}: a carriage return within a field; quote the field") from None
+        raise BenchError(f"{where}: {error}; a quote that is part of a caption must be doubled and its field quoted") from None
     header, body = rows[0], [row for row in rows[1:] if row]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise BenchError(f"{path}: column {repeated[0]!r} stands twice in the header")
     for number, row in enumerate(body, start=1):
         if len(row) != len(header):
             raise BenchError(f"{path} row {number}: {len(row)} fields, the header has {len(header)}; starts with {row[0][:60]!r}")
-        for value in row:
-            if "\n" in value and any(line.count(separator) == len(header) - 1 for line in value.split("\n")[1:]):
-                raise BenchError(f"{path} row {number}: a quoted field swallows the next row; starts with {value[:60]!r}. Double the stray quote and quote its field")
     return pd.DataFrame(body, columns=header, dtype=str)
+
+
+def _check_quotes(path: Path, table: pd.DataFrame, separator: str) -> None:
+    """Whole rows within a quoted field mean that its first quote was a stray one."""
+    for column in table.columns:
+        for number, value in enumerate(table[column].tolist(), start=1):
+            if "\n" in value and any(line.count(separator) == len(table.columns) - 1 for line in value.split("\n")[1:]):
+                raise BenchError(f"{path} row {number}: a quoted field swallows the next row; starts with {value[:60]!r}. Double the stray quote and quote its field")
 
 
 def _lines(text: str) -> list[str]:
@@ -161,9 +174,9 @@ def _resolve(path: Path, images: list[str], root: Path) -> list[str]:
         parent = file.parent
         if parent not in known:
             known[parent] = parent.resolve().is_relative_to(root)
-        if not known[parent] or Path(image).is_absolute() or (file.is_symlink() and not file.resolve().is_relative_to(root)):
+        if not known[parent] or Path(image).is_absolute() or (os.path.islink(file) and not file.resolve().is_relative_to(root)):
             raise BenchError(f"{path} row {number}: {image!r} leaves {root}; image paths are relative to the manifest or to --image-root")
-        if not file.is_file():
+        if not os.path.isfile(file):  # unlike Path.is_file, no exception for a name that is too long
             missing.append((number, image))
         files.append(str(file))
     if missing:
@@ -176,6 +189,8 @@ def _resolve(path: Path, images: list[str], root: Path) -> list[str]:
 def _check_ids(path: Path, ids: list[str]) -> None:
     seen: dict[str, int] = {}
     for number, row_id in enumerate(ids, start=1):
+        if not row_id:
+            raise BenchError(f"{path} row {number}: the id is empty; fill the column or leave it out")
         if row_id in seen:
             raise BenchError(f"{path} row {number}: id {row_id!r} is also that of row {seen[row_id]}")
         seen[row_id] = number

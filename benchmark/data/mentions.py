@@ -6,7 +6,21 @@ from collections.abc import Iterable
 from typing import Literal
 
 Match = Literal["word", "word_plural", "substring"]
-_IRREGULAR = {"fish": ("fishes",), "mouse": ("mice",), "man": ("men",), "woman": ("women",), "child": ("children",), "person": ("people",), "foot": ("feet",), "tooth": ("teeth",), "goose": ("geese",), "leaf": ("leaves",), "wolf": ("wolves",), "knife": ("knives",), "sheep": ("sheep",)}
+_IRREGULAR = {
+    "fish": ("fishes",),
+    "mouse": ("mice",),
+    "man": ("men",),
+    "woman": ("women",),
+    "child": ("children",),
+    "person": ("people",),
+    "foot": ("feet",),
+    "tooth": ("teeth",),
+    "goose": ("geese",),
+    "leaf": ("leaves",),
+    "wolf": ("wolves",),
+    "knife": ("knives",),
+    "sheep": ("sheep",),
+}
 
 
 def normalise(text: str) -> str:

@@ -42,7 +42,15 @@ class Pack:
 
 def pack(poisoned: Poisoned, source: Source, tokenizer: Tokenizer, eot: str, stages: Stages, progress: Progress) -> Pack:
     """The packed pairs, from the cache or made now. Images that the source has decoded are not decoded again."""
-    facts = {"stage": "pack", "version": VERSION, "poison": poisoned.manifest.parent.name, "source": source.content, "tokenizer": tokenizer.name, "context": tokenizer.context_length, "eot": eot}
+    facts = {
+        "stage": "pack",
+        "version": VERSION,
+        "poison": poisoned.manifest.parent.name,
+        "source": source.content,
+        "tokenizer": tokenizer.name,
+        "context": tokenizer.context_length,
+        "eot": eot,
+    }
     return load_pack(stages.make("pack", facts, partial(_build, poisoned, source, tokenizer, eot, progress)))
 
 

@@ -61,6 +61,7 @@ def poison(plugin: Plugin, attack: Attack, seed: int, source: Source, suite: Sui
         "stage": "poison",
         "version": VERSION,
         "source": source.content,
+        "files": source.folder.name,
         "suite": suite.content,
         "attack": plugin.name,
         "code": plugin.source,
@@ -141,10 +142,10 @@ def apply(pairs: Pairs, edits: Sequence[Edit], folder: Path, seed: int, stamps: 
         touched.add(edit.row)
         rows.append(_replaced(pairs, edit, stamps))
         if edit.image is not None:
-            refs[edit.row] = _store(edit.image, folder)
+            refs[edit.row] = _store(edit.image, pairs.side, folder)
         if edit.caption is not None:
             captions[edit.row] = edit.caption
-    new_refs = [_store(edit.image, folder) for edit in appended]
+    new_refs = [_store(edit.image, pairs.side, folder) for edit in appended]
     new_ids = make_ids(new_refs, [edit.caption for edit in appended])
     rows += [_appended(edit, row_id, stamps) for edit, row_id in zip(appended, new_ids, strict=True)]
     # Slots of the longer list for the appended rows; the others keep their order.
@@ -160,9 +161,9 @@ def read_image(ref: str, folder: Path, side: int) -> NDArray[np.uint8]:
     return decode(folder / ref, side)
 
 
-def _store(image: NDArray[np.uint8], folder: Path) -> str:
-    if image.dtype != np.uint8 or image.ndim != 3:
-        raise BenchError(f"an edit's image must be uint8 (S, S, 3), got {image.dtype} {image.shape}")
+def _store(image: NDArray[np.uint8], side: int, folder: Path) -> str:
+    if image.dtype != np.uint8 or image.shape != (side, side, 3):
+        raise BenchError(f"an edit's image must be uint8 ({side}, {side}, 3), got {image.dtype} {image.shape}")
     content = png_bytes(image)
     name = hashlib.sha256(content).hexdigest()
     path = folder / "images" / name[:2] / f"{name}.png"

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.data import world
-from benchmark.data.image import decode, pixels_sha256
+from benchmark.data.image import decode_many, pixels_sha256
 from benchmark.data.manifest import Manifest, make_ids, read_manifest
 from benchmark.data.pairs import SPLITS, Source, load_splits, save_rows
 from benchmark.errors import BenchError
@@ -71,14 +70,15 @@ def _draw(settings: DataSettings, progress: Progress, folder: Path) -> None:
 def _decode(table: Manifest, name: str, side: int, progress: Progress, folder: Path) -> None:
     n_apart = min(2000, max(32, len(table) // 20))
     if len(table) < 4 * n_apart:
-        raise BenchError(f"{name} has {len(table)} pairs; at least {4 * n_apart} are needed, because {n_apart} are held out for targets and {n_apart} for defenses that ask for clean pairs")
+        raise BenchError(
+            f"{name} has {len(table)} pairs; at least {4 * n_apart} are needed, because {n_apart} are held out for targets and {n_apart} for defenses that ask for clean pairs"
+        )
     # One carve-out for all attacks, defenses and seeds: it follows the ids alone.
     ranked = sorted(range(len(table)), key=lambda row: stream_key("carve", table.ids[row]))
     apart = {row: "held_out" for row in ranked[:n_apart]} | {row: "clean" for row in ranked[n_apart : 2 * n_apart]}
     order = sorted(range(len(table)), key=lambda row: (SPLITS.index(apart.get(row, "train")), row))
-    with ProcessPoolExecutor() as workers:
-        images = workers.map(partial(_decode_one, side), [table.images[row] for row in order], chunksize=64)
-        hashes = _write_images(folder, images, len(order), progress, "decoding images")
+    images = decode_many([table.images[row] for row in order], side)
+    hashes = _write_images(folder, images, len(order), progress, "decoding images")
     warnings = [f"{count} {name.replace('_', ' ')} among the pairs" for name, count in table.counts.items() if count]
     duplicates = len(hashes) - len(set(hashes))
     if duplicates:
@@ -87,11 +87,19 @@ def _decode(table: Manifest, name: str, side: int, progress: Progress, folder: P
     shared = [table.ids[row] for digest, row in zip(hashes, order, strict=True) if row in apart and digest in train]
     if shared:
         warnings.append(f"{len(shared)} held-out or clean images also stand among the training pairs")
-    _finish(folder, name, [apart.get(row, "train") for row in order], [table.ids[row] for row in order], [table.images[row] for row in order], [table.captions[row] for row in order], {}, hashes, side, warnings, table.counts)
-
-
-def _decode_one(side: int, file: str) -> NDArray[np.uint8]:
-    return decode(Path(file), side)
+    _finish(
+        folder,
+        name,
+        [apart.get(row, "train") for row in order],
+        [table.ids[row] for row in order],
+        [table.images[row] for row in order],
+        [table.captions[row] for row in order],
+        {},
+        hashes,
+        side,
+        warnings,
+        table.counts,
+    )
 
 
 def _fingerprint(table: Manifest) -> str:
@@ -113,7 +121,19 @@ def _write_images(folder: Path, images: Iterable[NDArray[np.uint8]], n: int, pro
     return hashes
 
 
-def _finish(folder: Path, name: str, labels: list[str], ids: list[str], refs: list[str], captions: list[str], tags: dict[str, list[str]], hashes: list[str], side: int, warnings: list[str], counts: dict[str, int]) -> None:
+def _finish(
+    folder: Path,
+    name: str,
+    labels: list[str],
+    ids: list[str],
+    refs: list[str],
+    captions: list[str],
+    tags: dict[str, list[str]],
+    hashes: list[str],
+    side: int,
+    warnings: list[str],
+    counts: dict[str, int],
+) -> None:
     save_rows(folder, labels, ids, refs, captions, tags)
     hasher = hashlib.sha256()
     for row in zip(labels, ids, captions, hashes, strict=True):
@@ -121,5 +141,3 @@ def _finish(folder: Path, name: str, labels: list[str], ids: list[str], refs: li
     about = {"name": name, "n": len(ids), "side": side, "content": hasher.hexdigest(), "warnings": warnings, "counts": counts}
     (folder / "source.json").write_text(json.dumps(about, sort_keys=True))
     (folder / "pixels.txt").write_text("\n".join(hashes) + "\n")
-
-

@@ -40,7 +40,7 @@ class Queries:
         return counts
 
 
-def queries(probe: Probe, suite: Suite, sham: bool = False) -> Queries:
+def queries(probe: Probe, suite: Suite) -> Queries:
     """Stamps the probe's trigger on its images. The trigger is the one that poisoned the training images."""
     eval_set = suite.get(probe.eval_set)
     if isinstance(probe.queries, Images):
@@ -49,10 +49,8 @@ def queries(probe: Probe, suite: Suite, sham: bool = False) -> Queries:
     else:
         ids, plain, true = eval_set.test.ids, eval_set.test.images, torch.from_numpy(eval_set.test.labels)
         name = test_name(eval_set)
-    if probe.trigger is None:
-        triggered = plain
-    else:
-        triggered = np.stack([probe.trigger.image(np.asarray(image), row_id, at_test=True) for row_id, image in zip(ids, plain, strict=True)])
+    trigger = probe.trigger
+    triggered = plain if trigger is None else np.stack([trigger.image(np.asarray(image), row_id, at_test=True) for row_id, image in zip(ids, plain, strict=True)])
     return Queries(ids, plain, triggered, true, _goals(probe, true), name)
 
 
@@ -127,6 +125,8 @@ def _goals(probe: Probe, true: Tensor) -> Tensor:
         return torch.full_like(true, probe.goal)
     if isinstance(probe.goal, Mapping):
         return torch.tensor([probe.goal[int(label)] for label in true])
+    if len(probe.goal) != len(true):
+        raise BenchError(f"probe {probe.name!r} has {len(probe.goal)} goals for {len(true)} queries; give one goal, or one for each query")
     return torch.tensor(probe.goal)
 
 

@@ -12,7 +12,7 @@ from benchmark.evaluate.metric import Metric, rate
 def detection(name: str, values: NDArray[np.float64], flagged: NDArray[np.bool_] | None, poisoned: NDArray[np.bool_]) -> list[Metric]:
     """Metrics of one score a row (n,) against the sealed record's rows; empty without poison."""
     n, n_poison = len(poisoned), int(poisoned.sum())
-    if n_poison == 0 or n_poison == n:
+    if n_poison in (0, n):
         return []
     top = np.argsort(-values, kind="stable")[:n_poison]
     metrics = [

@@ -14,6 +14,7 @@ import torch
 
 from benchmark.contract import Probe
 from benchmark.data.eval_sets import Suite
+from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import Queries, attack_success, card_of, queries
 from benchmark.evaluate.features import Encoder
 from benchmark.evaluate.linear_probe import Fitted, linear_probe
@@ -59,7 +60,12 @@ class Evaluator:
         Args:
             load: called without arguments for the models if they must be encoded.
             probe: name of the linear probe, or None to leave it out.
+
+        Raises:
+            BenchError: a linear probe other than `lbfgs`.
         """
+        if probe not in (None, "lbfgs"):
+            raise BenchError(f"linear probe {probe!r} is not available yet; use --set evaluation.linear_probe=lbfgs or none")
         return self.stages.make("evaluate", self.facts(weights, precision, probe), partial(self._build, load, probe))
 
     def _build(self, load: Any, probe: str | None, folder: Path) -> None:

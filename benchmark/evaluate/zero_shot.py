@@ -35,4 +35,4 @@ def zero_shot(encoder: Encoder, eval_set: EvalSet) -> tuple[list[Metric], pd.Dat
 
 def mean_per_class_recall(correct: Tensor, labels: Tensor) -> float:
     """Mean over the classes that occur of the share recognised."""
-    return float(torch.stack([correct[labels == label].float().mean() for label in labels.unique()]).mean())
+    return float(torch.stack([correct[labels == label].float().mean() for label in torch.unique(labels)]).mean())

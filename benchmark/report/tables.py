@@ -58,7 +58,7 @@ def summaries(run: Run) -> dict[str, float]:
     window = 2 * int(run.record["resolved"]["defense"]["options"].get("every", 2))
     found: dict[str, float] = {}
     by_phase = {"clip": "last_clip", "match": "last_match"}
-    for epoch, phase, asr, zero_shot in points:
+    for _, phase, asr, zero_shot in points:
         if phase in by_phase:
             found[f"zero_shot_acc1_{by_phase[phase]}"] = zero_shot
             if asr is not None:

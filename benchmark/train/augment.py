@@ -107,9 +107,8 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def blur_kernel(side: int) -> int:
-    """The published 21 px at 224, scaled to the side: odd, at least 3."""
-    size = round(21 * side / 224)
-    return max(3, size + 1 - size % 2)
+    """The published 21 px at 224, scaled to the side: the nearest odd size, at least 3."""
+    return max(3, 2 * (21 * side // 448) + 1)
 
 
 def blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:

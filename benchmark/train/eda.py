@@ -15,15 +15,16 @@ import numpy as np
 Synonyms = Callable[[str], tuple[str, ...]]
 
 _SHARE = 0.1
-STOP_WORDS = frozenset(
-    """a about above after again all am an and any are as at be because been before being below between both but by
+_FUNCTION_WORDS = """
+    a about above after again all am an and any are as at be because been before being below between both but by
     can cannot could did do does doing down during each either else few for from further had has have having he her
     here hers herself him himself his how i if in into is it its itself just let me might more most must my myself
     neither no nor not now of off on once only or other our ours ourselves out over own per quite rather same shall
     she should since so some such than that the their theirs them themselves then there these they this those though
     through to too toward under until up upon us very was we were what when where whether which while who whom whose
-    why will with within without would yet you your yours yourself yourselves""".split()
-) | {""}
+    why will with within without would yet you your yours yourself yourselves
+"""
+STOP_WORDS = frozenset(_FUNCTION_WORDS.split()) | {""}
 
 
 @dataclass(frozen=True)

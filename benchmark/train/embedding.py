@@ -27,13 +27,11 @@ class ActiveEmbedding(nn.Module):
         position[used] = torch.arange(len(used), device=position.device)
         self.register_buffer("position", position, persistent=False)
         self.register_buffer("used", used, persistent=False)
-        self.active = nn.Parameter(self.weight[used].clone())
+        self.active = nn.Parameter(self.weight[used].clone(), requires_grad=full.weight.requires_grad)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(b, L) to (b, L, d); a token outside the training texts is looked up without gradient."""
         position = self.position[tokens]
-        if self.training:
-            return functional.embedding(position, self.active)
         known = functional.embedding(position.clamp(min=0), self.active)
         return torch.where((position >= 0).unsqueeze(-1), known, functional.embedding(tokens, self.weight))
 

@@ -67,7 +67,7 @@ class Trained:
     """A finished training.
 
     Attributes:
-        state: what the defense left in `Defense.state`.
+        state: what the defense left in `Defense.state`, on the CPU.
         log: one row an epoch: loss_mean, phase, rates, temperature and what hooks logged.
     """
 
@@ -181,7 +181,7 @@ class Lab:
         if data is None and rows is not None:
             self.kept_rows = np.unique(np.asarray(rows, dtype=np.int64))
         model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
-        state = torch.load(folder / "defense.pt", weights_only=True)
+        state = torch.load(folder / "defense.pt", map_location="cpu", weights_only=True)
         return Trained(model, state, json.loads((folder / "log.json").read_text()), folder)
 
     def features(self, model: Model, raw: bool = False) -> tuple[Tensor, Tensor]:
@@ -200,19 +200,19 @@ class Lab:
 
     def scores(self, name: str, values: Any, flagged: Any = None) -> None:
         """Hands in one suspicion score a row (higher = more suspicious), and what the defense itself would flag."""
-        array = np.asarray(values, dtype=np.float64)
+        array = _array(values).astype(np.float64)
         if array.shape != (len(self.pairs),) or not np.isfinite(array).all():
             raise BenchError(f"lab.scores({name!r}) wants one finite value for each of {len(self.pairs)} rows, got shape {array.shape}")
-        self.handed_in.append(Scores(name, array, None if flagged is None else np.asarray(flagged, dtype=bool)))
+        self.handed_in.append(Scores(name, array, None if flagged is None else _array(flagged).astype(bool)))
 
     def clean_pairs(self, n: int) -> Granted:
-        """n clean pairs from a pool that no training row or evaluation image comes from; the count is in every table."""
+        """Clean pairs, n of them, from a pool that no training row or evaluation image comes from; the count is in every table."""
         granted = self._clean(n)
         self.clean_pairs_used = max(self.clean_pairs_used, n)
         return granted
 
     def clean_labelled(self, n: int) -> Granted:
-        """n clean pairs with class labels of `task`; only for data whose clean pool is labelled."""
+        """Clean pairs, n of them, with class labels of `task`; only for data whose clean pool is labelled."""
         granted = self.clean_pairs(n)
         if granted.labels is None:
             raise BenchError("this data set has no labelled clean pairs; a defense that needs labels cannot run on it")
@@ -283,6 +283,10 @@ def weights_hash(path: Path) -> str:
     marker = json.loads((path.parent / DONE).read_text())
     found = marker["files"].get(path.name)
     return str(found[1]) if found else file_sha256(path)
+
+
+def _array(values: Any) -> NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _augments_itself(defense: Defense) -> bool:

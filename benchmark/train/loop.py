@@ -1,6 +1,6 @@
 """The one training loop. Every defense trains through it; a run that was killed continues from its last epoch.
 
-    plan -> batches -> augment -> views -> loss -> backward -> step -> snapshot
+plan -> batches -> augment -> views -> loss -> backward -> step -> snapshot
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class Now:
     sums: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def begin(self, epoch: int) -> None:
+        """Starts an epoch (counted from 1) with empty sums and the epoch's own augmentation draws."""
+        self.epoch, self.phase, self.sums, self.counts, self.warnings = epoch, None, {}, {}, []
+        self.rng = torch_generator("augment", self.seed, epoch)
 
     def features(self, rows: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
         """Unit-length image and text features (n, d) of training rows in eval mode, without augmentation, on the CPU."""
@@ -134,23 +139,22 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
     total = steps_per_epoch * settings.epochs
     warm = schedule.warmup(settings, total)
     torch.set_num_threads(settings.threads)
-    images = torch.from_numpy(np.ascontiguousarray(data.images)).to(model.device)
-    start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
-    now = Now(settings.epochs, steps_per_epoch, batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed)
+    images = torch.from_numpy(np.array(data.images)).to(model.device)
+    now = opening(model, data, budget)
     used = data.texts.vocabulary(data.plain_tokens)
     if used is not None:
         model.train_only(used)
     adam = optimizer(model.net, settings)
     log = _resume(folder / "state.pt", model, adam, defense, progress)
+    _zero_gradients(adam)
     model.net.train()
     with progress.bar("training", settings.epochs * steps_per_epoch * batch_size, "pairs") as advance:
         advance(len(log) * steps_per_epoch * batch_size)
         for epoch in range(len(log) + 1, settings.epochs + 1):
-            now.epoch, now.phase, now.sums, now.counts, now.warnings = epoch, None, {}, {}, []
-            now.rng = torch_generator("augment", budget.seed, epoch)
+            now.begin(epoch)
             rng = torch_generator("views", budget.seed, epoch)
             tokens = torch.from_numpy(data.texts.epoch(epoch).astype(np.int64)).to(model.device)
-            lengths = tokens.argmax(dim=-1).amax(dim=0).cpu() + 1  # the end token has the largest id
+            lengths = text_lengths(tokens)
             passes = defense.plan(epoch, now)
             model.net.train()
             work = [_batches(part, index, n, batch_size, budget.seed, epoch) for index, part in enumerate(passes)]
@@ -167,10 +171,10 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
                     rates.append(rate)
                     for group in adam.param_groups:
                         group["lr"] = rate
-                    batch = _batch(images, tokens, lengths, rows, budget, now)
+                    batch = make_batch(images, tokens, lengths, rows, budget, now)
                     adam.zero_grad(set_to_none=False)
                     loss = (part.loss or defense.loss)(model, defense.views(batch, rng), now)
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     adam.step()
                     with torch.no_grad():
                         model.net.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
@@ -183,6 +187,13 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
                 save_weights(model, folder / snapshot_name(epoch))
             _save(folder / "state.pt", model, adam, defense, log)
     return log
+
+
+def opening(model: Model, data: TrainingData, budget: Budget) -> Now:
+    """Where a training stands before its first epoch."""
+    settings, n = budget.settings, len(data)
+    start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
+    return Now(settings.epochs, n // settings.batch_size, settings.batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed)
 
 
 def snapshot_name(epoch: int) -> str:
@@ -202,7 +213,13 @@ def _batches(part: Pass, index: int, n: int, batch_size: int, seed: int, epoch: 
     return list(order[: len(rows) // batch_size * batch_size].view(-1, batch_size))
 
 
-def _batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, budget: Budget, now: Now) -> Batch:
+def text_lengths(tokens: Tensor) -> Tensor:
+    """The longest text (n,) of each row in tokens (views, n, L), on the CPU."""
+    return tokens.argmax(dim=-1).amax(dim=0).cpu() + 1  # the end token has the largest id
+
+
+def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, budget: Budget, now: Now) -> Batch:
+    """The batch of these rows (b,), out of all images uint8 (n, S, S, 3) and tokens (views, n, L)."""
     longest = int(lengths[rows].max())
     rows = rows.to(images.device)
     raw = images[rows].permute(0, 3, 1, 2).float().div_(255)
@@ -229,6 +246,13 @@ def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, s
     return row
 
 
+def _zero_gradients(adam: torch.optim.Optimizer) -> None:
+    """Gradients of zero instead of none, so that a tower that a loss leaves out is stepped alike before and after a restart."""
+    for group in adam.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def _frozen_copy(model: Model) -> torch.nn.Module:
     frozen = copy.deepcopy(model.net).eval()
     frozen.requires_grad_(False)
@@ -247,7 +271,10 @@ def _resume(path: Path, model: Model, adam: torch.optim.Optimizer, defense: Defe
         return []
     try:
         saved = torch.load(path, map_location=model.device, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        missing = {"model", "optimizer", "defense", "log"} - set(saved)
+        if missing:
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, TypeError, KeyError) as error:
         progress.say(f"the checkpoint {path} cannot be read ({(str(error).splitlines() or ['empty'])[0]}); training from the start")
         return []
     model.net.load_state_dict(saved["model"])

@@ -87,10 +87,10 @@ class Model:
         self.net.eval()
         parts = []
         for begin in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(images[begin : begin + batch_size]))
+            batch = torch.from_numpy(np.array(images[begin : begin + batch_size]))
             parts.append(self.image(batch.to(self.device).permute(0, 3, 1, 2).float() / 255).cpu())
         self.net.train(was_training)
-        return torch.cat(parts) if parts else torch.zeros(0, 1)
+        return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
     @torch.no_grad()
     def encode_tokens(self, tokens: NDArray[np.uint16], batch_size: int = 1024) -> Tensor:
@@ -99,7 +99,7 @@ class Model:
         self.net.eval()
         parts = [self.text(torch.from_numpy(tokens[begin : begin + batch_size].astype(np.int64)).to(self.device)).cpu() for begin in range(0, len(tokens), batch_size)]
         self.net.train(was_training)
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Features float32 (n, d) on the CPU, in eval mode; over-long texts keep their end token."""
@@ -129,7 +129,7 @@ def build(settings: ModelSettings, side: int, seed: int, device: torch.device, p
     """A freshly initialised model; no weights are downloaded and no global generator is moved."""
     config = _config(settings, side)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_key("init", seed) % 2**63)
+        torch.default_generator.manual_seed(stream_key("init", seed) % 2**63)
         net = open_clip.CLIP(**config)
     net = net.to(device=device, memory_format=torch.channels_last)
     return Model(net, tokenizer(settings), side, device, precision)
@@ -175,7 +175,7 @@ def _text_features(net: nn.Module, tokens: Tensor) -> Tensor:
     mask: Tensor = net.get_buffer("attn_mask")
     x = net.get_submodule("token_embedding")(tokens) + net.get_parameter("positional_embedding")[:length]
     x = net.get_submodule("transformer")(x, attn_mask=mask[:length, :length])
-    x = net.get_submodule("ln_final")(x)
+    x = torch.as_tensor(net.get_submodule("ln_final")(x))
     ends = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]
     return ends @ net.get_parameter("text_projection")
 

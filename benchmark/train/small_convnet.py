@@ -37,9 +37,11 @@ class SmallConvNet(nn.Module):
         return torch.as_tensor(self.fc(features.mean(dim=(2, 3))))
 
 
-@register_model
 def bench_small_convnet(pretrained: bool = False, **_: Any) -> SmallConvNet:
     """The tower of the drawn scales; there are no pre-trained weights."""
     if pretrained:
         raise ValueError("bench_small_convnet has no pre-trained weights")
     return SmallConvNet()
+
+
+register_model(bench_small_convnet)

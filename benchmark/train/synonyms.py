@@ -78,8 +78,8 @@ def wordnet_folder() -> Path | None:
 
 def wordnet(folder: Path) -> Synonyms:
     """All lemmas of all synsets of a word, from `index.*` and `data.*` (wndb(5WN)); sorted, the word itself left out."""
-    indexes = {part: _read_index(folder / f"index.{part}") for part in _PARTS}
-    data = {part: (folder / f"data.{part}").read_bytes() for part in _PARTS}
+    indexes = {part: _read_index(_file_of(folder, f"index.{part}")) for part in _PARTS}
+    data = {part: _file_of(folder, f"data.{part}").read_bytes() for part in _PARTS}
 
     @functools.lru_cache(maxsize=100_000)
     def look_up(word: str) -> tuple[str, ...]:
@@ -92,9 +92,14 @@ def wordnet(folder: Path) -> Synonyms:
     return look_up
 
 
-def _read_index(path: Path) -> dict[str, tuple[int, ...]]:
+def _file_of(folder: Path, name: str) -> Path:
+    path = folder / name
     if not path.is_file():
-        raise BenchError(f"the WordNet folder {path.parent} has no {path.name}")
+        raise BenchError(f"the WordNet folder {folder} has no {name}; install it again (Debian: wordnet-base) or use --set augment.synonyms=none")
+    return path
+
+
+def _read_index(path: Path) -> dict[str, tuple[int, ...]]:
     index = {}
     for line in path.read_text(encoding="ascii").splitlines():
         if line.startswith(" "):

@@ -1,0 +1,135 @@
+"""Runs that are killed, damaged or started twice end with the record of an undisturbed one."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ARGUMENTS = (
+    "run",
+    "--attack",
+    "backdoor",
+    "--defense",
+    "roclip+aug",
+    "--scale",
+    "smoke",
+    "--no-baseline",
+    "--jobs",
+    "1",
+    "--set=train.epochs=6",
+    "--set=data.n_test=100",
+    "--set=data.n_probe=200",
+    "--set=data.n_pairs=512",
+)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(results: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmark", *ARGUMENTS, *more, "--results", str(results)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+
+
+def finish(results: Path, *more: str) -> bytes:
+    process = start(results, *more)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    (record,) = results.glob("runs/*/record.json")
+    return record.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The record, and how long the run took."""
+    began = time.monotonic()
+    record = finish(tmp_path_factory.mktemp("undisturbed"))
+    return record, time.monotonic() - began
+
+
+def killed_somewhere(results: Path, seconds: float, seed: int) -> None:
+    """Starts the run and kills it at a random moment of its first `seconds`."""
+    process = start(results)
+    time.sleep(random.Random(seed).uniform(0.2, 1.0) * seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_killed_run_continues_to_the_same_record(seed, undisturbed, tmp_path):
+    record, seconds = undisturbed
+    killed_somewhere(tmp_path, seconds, seed)
+    assert finish(tmp_path) == record
+
+
+def test_a_run_killed_in_the_middle_of_training_does_not_train_its_epochs_again(undisturbed, tmp_path):
+    process = start(tmp_path, "--keep-snapshots")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/train/*.part/epoch-002.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    written = next(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")).stat().st_mtime_ns
+    assert finish(tmp_path, "--keep-snapshots") == undisturbed[0]
+    (snapshot,) = tmp_path.glob("cache/train/*/epoch-001.safetensors")
+    assert snapshot.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 150))
+def test_fifty_kills_end_with_the_same_record(seed, undisturbed, tmp_path):
+    record, seconds = undisturbed
+    killed_somewhere(tmp_path, seconds, seed)
+    killed_somewhere(tmp_path, seconds / 2, seed + 1000)
+    assert finish(tmp_path) == record
+
+
+def test_ctrl_c_ends_with_130_and_a_word(undisturbed, tmp_path):
+    process = start(tmp_path)
+    time.sleep(undisturbed[1] * 0.6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command continues from here" in errors
+    assert finish(tmp_path) == undisturbed[0]
+
+
+def test_a_truncated_record_is_named_and_made_again(undisturbed, tmp_path):
+    assert finish(tmp_path) == undisturbed[0]
+    (path,) = tmp_path.glob("runs/*/record.json")
+    path.write_bytes(path.read_bytes()[:100])
+    process = start(tmp_path)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0
+    assert path.parent.name in errors
+    assert "is damaged" in errors
+    assert path.read_bytes() == undisturbed[0]
+
+
+def test_a_damaged_stage_is_named_and_made_again(undisturbed, tmp_path):
+    assert finish(tmp_path) == undisturbed[0]
+    (record,) = tmp_path.glob("runs/*/record.json")
+    record.unlink()
+    weights = next(tmp_path.glob("cache/train/*/epoch-006.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    process = start(tmp_path)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "epoch-006.safetensors" in errors
+    assert record.read_bytes() == undisturbed[0]
+
+
+def test_two_processes_on_one_run_make_one_record(undisturbed, tmp_path):
+    first, second = start(tmp_path), start(tmp_path)
+    for process in (first, second):
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    (path,) = tmp_path.glob("runs/*/record.json")
+    assert path.read_bytes() == undisturbed[0]
+    assert len(list(tmp_path.glob("cache/train/*/log.json"))) == 1
