@@ -13,7 +13,7 @@ A defense is one method with hooks for the one training loop. Overriding none of
 
     models = defense.defend(lab)                   # default: lab.train(self).model
         lab.train(defense):
-            tokens = tokenize(defense.captions(text, rng) for every row)
+            tokens = tokenize(defense.captions(text, rng, rewrite) for every row)
             for epoch in 1..epochs:
                 for part in defense.plan(epoch, now):              # default: one pass over all rows
                     for rows in shuffled batches of part.rows:
@@ -200,6 +200,7 @@ class Batch:
         return len(self.rows)
 
 
+Rewrite = Callable[[str, np.random.Generator], str]
 Loss = Callable[["Model", Batch, "Now"], "Tensor"]
 
 
@@ -210,13 +211,14 @@ class Pass:
     Attributes:
         rows: handles to sweep; None for all.
         loss: replaces `Defense.loss` for this sweep.
-        lr: peak learning rate of this sweep; None for the run's. The schedule scales either.
+        lr: peak learning rate of this sweep, scaled by the run's schedule; or a function of (step within the sweep, its number
+            of steps) whose value is used as it is; None for the run's peak.
         phase: stands in the curve beside the epoch (`clip`, `match`, ...).
     """
 
     rows: Sequence[int] | NDArray[np.int64] | None = None
     loss: Loss | None = None
-    lr: float | None = None
+    lr: float | Callable[[int, int], float] | None = None
     phase: str = "clip"
 
 
@@ -253,9 +255,12 @@ class Defense(Options):
         """The defended model; a list of models votes."""
         return lab.train(self).model
 
-    def captions(self, text: str, rng: np.random.Generator) -> list[str]:
-        """Text views of one caption, before tokenising; each row gets a generator of its own."""
-        return [text]
+    def captions(self, text: str, rng: np.random.Generator, rewrite: Rewrite) -> list[str]:
+        """Text views of one caption, before tokenising; each row gets a generator of its own.
+
+        `rewrite(text, rng)` is the run's text augmentation: one EDA variant under `+aug`, the text itself otherwise.
+        """
+        return [rewrite(text, rng)]
 
     def plan(self, epoch: int, now: Now) -> list[Pass]:
         """The sweeps of an epoch (counted from 1)."""

@@ -1,5 +1,6 @@
 """Image files: safe decoding, and the geometry that training and test share."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -27,8 +28,8 @@ def jpeg() -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +70,8 @@ def test_damaged_bytes_never_give_anything_but_an_image_or_a_refusal(tmp_path: P
             for place in RNG.integers(0, min(len(damaged), 200), 4):
                 damaged[place] = RNG.integers(256)
             path.write_bytes(damaged)
-            try:
+            with contextlib.suppress(BenchError):
                 assert decode(path, 16).shape == (16, 16, 3)
-            except BenchError:
-                pass
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16"])

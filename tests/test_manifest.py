@@ -94,7 +94,7 @@ def test_every_dialect_gives_the_same_pairs(folder: Path, name: str, content: st
         ('image\tcaption\nimages/a.png\t"5 inch\nimages/b.png\ttwo\nimages/a.png\t"three\n', "quote"),
         ('image\tcaption\nimages/a.png\t"5 inch\nimages/b.png\ttwo"\n', "row 1: a quoted field swallows the next row; starts with '5 inch"),
         ("image\tcaption\nimages/a.png\tone\rtwo\n", "row 1: a carriage return within a field; quote the field"),
-        (b"image\tcaption\nimages/a.png\tone\nimages/b.png\t\xff\n", "row 2: byte 48 is not UTF-8; save the file as UTF-8"),
+        (b"image\tcaption\nimages/a.png\tone\nimages/b.png\t\xff\n", "row 2: byte 44 is not UTF-8; save the file as UTF-8"),
         (b"image\tcaption\nimages/a.png\ta\x00b\n", "row 1: holds a NUL character"),
         ("image\tcaption\n" + "x" * 300 + "\tone\n", "row 1: no file at xxx"),
     ],

@@ -45,6 +45,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "green": ("emerald",),
     "blue": ("azure",),
     "purple": ("violet",),
+    "pink": ("rosy",),
+    "brown": ("chestnut",),
     "small": ("little", "tiny"),
     "large": ("big", "huge"),
     "photo": ("picture", "image"),
@@ -62,6 +64,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "green": (40, 160, 52),
     "blue": (40, 84, 226),
     "purple": (136, 46, 170),
+    "pink": (250, 120, 186),
+    "brown": (118, 72, 34),
     "white": (246, 246, 246),
     "black": (18, 18, 22),
 }
@@ -144,7 +148,7 @@ def scene(seed: int, split: str, row: int, combinations: bool = False) -> Scene:
     distance = np.abs(candidates - ink).sum(axis=1)
     tint = candidates[int(np.argmax(distance > 210)) if (distance > 210).any() else int(np.argmax(distance))]
     toward = 255.0 if tint.mean() < 128 else 0.0
-    shade = tint + (0.36 + 0.2 * u[13]) * (toward - tint)
+    shade = tint + (0.34 + 0.2 * u[13]) * (toward - tint)
     radius = 0.33 + 0.11 * u[14]
     margin = radius * 0.92
     centre = (margin + (1 - 2 * margin) * u[15], margin + (1 - 2 * margin) * u[16])

@@ -130,6 +130,7 @@ class Lab:
         data: Granted | None = None,
         epochs: int | None = None,
         steps: int | None = None,
+        batch_size: int | None = None,
         lr: float | None = None,
         betas: tuple[float, float] | None = None,
         weight_decay: float | None = None,
@@ -147,9 +148,9 @@ class Lab:
             trainable: which tower's weights move; the temperature moves with `all`.
         """
         view, plain, content = self._rows(rows, data)
-        given = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "warmup_frac": warmup_frac, "schedule": schedule}
+        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "warmup_frac": warmup_frac, "schedule": schedule}
         if steps is not None:
-            given["epochs"] = max(1, -(-steps // max(1, len(view) // self.train_settings.batch_size)))
+            given["epochs"] = max(1, -(-steps // max(1, len(view) // (batch_size or self.train_settings.batch_size))))
         if betas is not None:
             given |= {"beta1": betas[0], "beta2": betas[1]}
         if warmup_frac is not None:

@@ -42,6 +42,7 @@ class Now:
         phase: what the curve shows beside the epoch; None for the phases of the passes.
         model: the model in training.
         start: a frozen copy of the initial model.
+        augmented: whether the run says `+aug`.
     """
 
     epochs: int
@@ -56,6 +57,7 @@ class Now:
     epoch: int = 1
     step: int = 0
     seed: int = 0
+    augmented: bool = False
     phase: str | None = None
     sums: dict[str, tuple[float | Tensor, int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -162,12 +164,14 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
             rates: list[float] = []
             began, done = time.perf_counter(), 0
             for part, batches in zip(passes, work, strict=True):
-                peak = settings.lr if part.lr is None else part.lr
-                for rows in batches:
+                for index, rows in enumerate(batches):
                     position = steps_per_epoch * (epoch - 1) + done * steps_per_epoch / planned
                     now.step = int(position)
                     late = steps_per_epoch if settings.schedule == "official" else 0
-                    rate = peak * schedule.factor(position + late, warm, total)
+                    if callable(part.lr):
+                        rate = part.lr(index, len(batches))
+                    else:
+                        rate = (settings.lr if part.lr is None else part.lr) * schedule.factor(position + late, warm, total)
                     rates.append(rate)
                     for group in adam.param_groups:
                         group["lr"] = rate
@@ -193,7 +197,7 @@ def opening(model: Model, data: TrainingData, budget: Budget) -> Now:
     """Where a training stands before its first epoch."""
     settings, n = budget.settings, len(data)
     start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
-    return Now(settings.epochs, n // settings.batch_size, settings.batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed)
+    return Now(settings.epochs, n // settings.batch_size, settings.batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed, augmented=budget.augmented)
 
 
 def snapshot_name(epoch: int) -> str:

@@ -157,7 +157,7 @@ def save_weights(model: Model, path: Path) -> None:
 
 
 def load_weights(path: Path, settings: ModelSettings, side: int, device: torch.device, precision: str = "fp32") -> Model:
-    """The model of a safetensors file; names and shapes must match.
+    """The model of a safetensors file, in eval mode; names and shapes must match.
 
     Raises:
         BenchError: the file is broken or belongs to another architecture.
@@ -167,6 +167,7 @@ def load_weights(path: Path, settings: ModelSettings, side: int, device: torch.d
         model.net.load_state_dict(load_bytes(path.read_bytes()), strict=True)
     except Exception as error:
         raise BenchError(f"{path} does not hold weights of {settings.name}: {str(error).splitlines()[0]}") from None
+    model.net.eval()
     return model
 
 

@@ -60,8 +60,9 @@ class TextViews:
         return tokens.reshape(-1, len(self.captions), tokens.shape[1])
 
     def _views(self, row: int, caption: str, epoch: int) -> list[str]:
-        if self.eda is not None:
-            caption = self.eda.rewrite(caption, generator("eda", self.seed, row, epoch))
-        if type(self.defense).captions is Defense.captions:
-            return [caption]
-        return self.defense.captions(caption, generator("captions", self.seed, row, epoch))
+        rewrite = self.eda.rewrite if self.eda is not None else _as_it_is
+        return self.defense.captions(caption, generator("captions", self.seed, row, epoch), rewrite)
+
+
+def _as_it_is(text: str, rng: np.random.Generator) -> str:
+    return text

@@ -1,0 +1,204 @@
+"""One table over every attack: exact counts, equal bytes for equal seeds, and nothing else touched."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmark.data.attack_lab import AttackLab
+from benchmark.data.eval_sets import Suite
+from benchmark.data.image import decode
+from benchmark.data.mentions import matcher, normalise
+from benchmark.data.pairs import Source
+from benchmark.data.poison import Poisoned, SealedRecord
+from benchmark.errors import BenchError
+from benchmark.registry import configure, find, names
+
+Poison = Callable[..., tuple[Poisoned, SealedRecord]]
+
+# Attack, tiny options, rows that they touch in 256 pairs.
+TABLE: list[tuple[str, dict[str, Any], int]] = [
+    ("none", {}, 0),
+    ("backdoor", {"rate": 0.04}, 10),
+    ("backdoor", {"rate": 0}, 0),
+    ("backdoor", {"count": 7, "trigger": "blended"}, 7),
+    ("backdoor", {"rate": 0.04, "edits": "append"}, 11),
+    ("backdoor", {"count": 70, "edits": "append"}, 70),
+    ("backdoor", {"count": 6, "trigger": "noise", "pattern": "per_image", "overflow": "wrap", "place": "random", "captions": "corpus"}, 6),
+    ("backdoor", {"count": 5, "trigger": "dots", "target_set": "colours", "target_class": "blue"}, 5),
+    ("targeted", {"n_targets": 4, "captions_per_target": 3}, 12),
+    ("targeted", {"n_targets": 3, "rate": 0.04}, 11),
+    ("targeted", {"target_classes": ("boat", "star"), "captions_per_target": 40, "on_short": "templates"}, 80),
+    ("targeted", {"n_targets": 20, "captions_per_target": 2, "caption_source": "templates"}, 40),
+]
+every_attack = pytest.mark.parametrize(("name", "options", "n"), TABLE, ids=lambda value: value if isinstance(value, str) else "")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_attack_is_in_the_table() -> None:
+    assert {name for name, _, _ in TABLE} == set(names("attack"))
+
+
+@every_attack
+def test_exactly_the_promised_rows_change_and_all_others_stay(poison_with: Poison, source: Source, name: str, options: dict[str, Any], n: int) -> None:
+    poisoned, record = poison_with(name, options)
+    before = {row_id: (ref, caption) for row_id, ref, caption in zip(source.train.ids, source.train.refs, source.train.captions, strict=True)}
+    after = {row_id: (ref, caption) for row_id, ref, caption in zip(*poisoned.rows(), strict=True)}
+    changed = {row_id for row_id in after if after[row_id] != before.get(row_id)}
+    assert changed == set(record.rows["id"])
+    assert len(changed) == record.n_poison == record.header["n_requested"] == n
+    assert before.keys() <= after.keys()
+    assert record.header["poison_rate"] == n / len(after)
+    assert record.header["edit_mode"] == ("none" if n == 0 else "append" if len(after) > len(before) else "replace")
+
+
+@every_attack
+def test_the_same_seed_gives_the_same_bytes(poison_with: Poison, tmp_path: Path, name: str, options: dict[str, Any], n: int) -> None:
+    first, second = (poison_with(name, options, cache=tmp_path / cache)[0] for cache in ("one", "two"))
+    assert first.manifest.parent.name == second.manifest.parent.name
+    assert contents(first.manifest.parent) == contents(second.manifest.parent)
+
+
+@every_attack
+def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(poison_with: Poison, name: str, options: dict[str, Any], n: int) -> None:
+    (first, one), (second, other) = (poison_with(name, options, seed=seed) for seed in (0, 1))
+    assert (first.rows() != second.rows()) == (n > 0)
+    assert one.n_poison == other.n_poison
+    if name == "backdoor":
+        assert one.kept == other.kept
+        assert one.header["triggers"].keys() == other.header["triggers"].keys()
+
+
+@every_attack
+def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Source, name: str, options: dict[str, Any], n: int) -> None:
+    (real, truth), (sham, record) = (poison_with(name, options, sham=sham) for sham in (False, True))
+    assert sham.rows()[2] == real.rows()[2]
+    assert record.header["sham"] is True
+    assert len(record.rows) == n
+    shown = {row_id: row for row, row_id in enumerate(source.train.ids)}
+    held_out = {row_id: row for row, row_id in enumerate(source.held_out.ids)}
+    refs = dict(zip(sham.rows()[0], sham.rows()[1], strict=True))
+    for row in record.rows.itertuples():
+        pairs, at = (source.train, shown) if row.edit == "replace" else (source.held_out, held_out)
+        np.testing.assert_array_equal(decode(sham.manifest / refs[row.id], 32), pairs.images[at[row.source_id]])
+    if name == "backdoor" and n:
+        assert set(truth.rows["pixels_sha256_after"]).isdisjoint(record.rows["pixels_sha256_after"])
+
+
+@every_attack
+def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, suite: Suite, source: Source, name: str, options: dict[str, Any], n: int) -> None:
+    poisoned, record = poison_with(name, options)
+    probes = configure(find("attack", name), {}, options).probes(suite, record.kept)
+    assert [probe.name for probe in probes] == ([] if name == "none" else [name])
+    refs = dict(zip(*poisoned.rows()[:2], strict=True))
+    for probe in probes:
+        assert probe.ks[0] == 1
+        assert probe.eval_set in suite.sets
+        for row in record.rows.itertuples():
+            stored = decode(poisoned.manifest / refs[row.id], 32)
+            if name == "targeted":
+                np.testing.assert_array_equal(stored, probe.queries.images[row.target])
+            else:
+                pairs = source.train if row.edit == "replace" else source.held_out
+                np.testing.assert_array_equal(stored, probe.trigger.image(pairs.image(pairs.ids.index(row.source_id)), row.source_id))
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "rate", "append", "n"), [(7, 0.3, False, 2), (7, 0.3, True, 3), (100, 0.005, False, 1), (100, 0.5, True, 100), (10_007, 0.01, False, 100), (10_007, 0.01, True, 101)]
+)
+def test_a_rate_comes_to_an_exact_count(n_rows: int, rate: float, append: bool, n: int) -> None:
+    assert budget(n_rows).budget(rate, append=append) == n
+    assert budget(n_rows).budget(count=5, append=append) == 5
+
+
+def budget(n_rows: int) -> AttackLab:
+    class Rows:
+        train = range(n_rows)
+
+    return AttackLab(Rows(), None, "test", 0)  # type: ignore[arg-type]
+
+
+def test_budgets_that_cannot_be_met_are_refused() -> None:
+    with pytest.raises(BenchError, match=r"attack\.rate 0\.001 of 100 pairs comes to no row; 500 pairs would be enough for one"):
+        budget(100).budget(0.001)
+    assert budget(500).budget(0.001) == 1
+    with pytest.raises(BenchError, match=r"attack\.count 101 is more than the 100 pairs there are"):
+        budget(100).budget(count=101)
+    with pytest.raises(BenchError, match=r"expected attack\.rate in \[0, 0\.5\], got 3"):
+        budget(100).budget(3)
+
+
+def test_victims_do_not_follow_the_order_of_the_rows(source: Source, suite: Suite) -> None:
+    lab = AttackLab(source, suite, "backdoor", 0)
+    chosen = lab.choose("victims", source.train.ids, 20)
+    assert lab.choose("victims", source.train.ids[::-1], 20) == chosen
+    assert lab.choose("victims", [row_id for row_id in source.train.ids if row_id not in chosen[:5]], 15) == chosen[5:]
+
+
+def test_no_victim_mentions_the_target_class(poison_with: Poison, suite: Suite) -> None:
+    _, record = poison_with("backdoor", {"count": 100, "target_class": "fish"})
+    pattern = matcher(suite.main.terms("fish"), "word_plural")
+    assert not any(pattern.search(normalise(caption)) for caption in record.rows["caption_before"])
+    assert all("fish" in caption for caption in record.rows["caption_after"])
+
+
+def test_a_target_image_neither_mentions_nor_shows_its_class_and_no_two_targets_share_one(poison_with: Poison, suite: Suite) -> None:
+    _, record = poison_with("targeted", {"n_targets": 20, "captions_per_target": 2, "caption_source": "templates"})
+    for target in record.kept["targets"]:
+        assert not matcher(suite.main.terms(target["class"]), "word_plural").search(normalise(target["caption"]))
+        assert target["true"] not in (-1, target["index"])
+    assert len({target["id"] for target in record.kept["targets"]}) == 20
+    assert len({image.tobytes() for image in record.kept["images"]}) == 20
+    assert set(Counter(record.rows["target"]).values()) == {2}
+
+
+def test_corpus_captions_mention_their_class_and_are_distinct(poison_with: Poison, suite: Suite, source: Source) -> None:
+    _, record = poison_with("targeted", {"n_targets": 4, "captions_per_target": 3})
+    for target, rows in record.rows.groupby("target"):
+        terms = suite.main.terms(record.kept["targets"][target]["class"])
+        assert all(matcher(terms).search(normalise(caption)) for caption in rows["caption_after"])
+        assert rows["caption_after"].nunique() == 3
+        assert all(source.train.captions[source.train.ids.index(row.caption_source_id)] == row.caption_after for row in rows.itertuples())
+
+
+def test_dropping_a_target_leaves_the_others_alike(poison_with: Poison) -> None:
+    def by_class(classes: tuple[str, ...]) -> dict[str, tuple[str, list[str]]]:
+        _, record = poison_with("targeted", {"target_classes": classes, "captions_per_target": 3})
+        return {target["class"]: (target["id"], sorted(record.rows.loc[record.rows["target"] == index, "caption_after"])) for index, target in enumerate(record.kept["targets"])}
+
+    whole = by_class(("boat", "star", "fish", "key"))
+    assert by_class(("key", "boat", "star")) == {name: whole[name] for name in ("key", "boat", "star")}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("targeted", {"target_classes": ("boatt",)}, "unknown target class 'boatt'. Did you mean 'boat'?"),
+        ("backdoor", {"target_class": "fihs"}, "unknown target class 'fihs'. Did you mean 'fish'?"),
+        ("backdoor", {"target_set": "object"}, "unknown evaluation set 'object'. Did you mean 'objects'?"),
+        ("backdoor", {"place_test": "at:31,31"}, "outside an image of 32 px"),
+        ("backdoor", {"count": 256}, "256 rows are to be poisoned"),
+        ("backdoor", {"count": 200, "captions": "corpus"}, "200 are needed; lower the count, or use --set attack.on_short=reuse"),
+        ("targeted", {"n_targets": 16, "captions_per_target": 200}, "lower attack.n_targets or attack.captions_per_target"),
+        ("targeted", {"n_targets": 21, "caption_source": "templates"}, "objects has 20 classes and attack.n_targets is 21"),
+        ("targeted", {"rate": 0.01}, "attack.rate 0.01 comes to 3 rows, fewer than the 16 targets"),
+    ],
+)
+def test_what_an_attack_cannot_do_is_said(poison_with: Poison, name: str, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BenchError) as caught:
+        poison_with(name, options)
+    assert sentence in str(caught.value)
+
+
+def test_the_sealed_record_lies_beside_and_not_inside(poison_with: Poison) -> None:
+    poisoned, _ = poison_with("targeted", {"n_targets": 4, "captions_per_target": 3})
+    assert poisoned.record == poisoned.manifest.with_name("poisoned.record")
+    files = contents(poisoned.manifest)
+    assert set(Path(name).parts[0] for name in files) == {"manifest.tsv", "images"}
+    assert not any(word in (poisoned.manifest / "manifest.tsv").read_text() for word in ("poison", "targeted"))
