@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_results", "run"]
 
 
-def run(attack: str = "backdoor", defense: str = "roclip", *, scale: str = "small", seed: int = 0, sets: tuple[str, ...] = (), results: str | Path = "results", **more: Any) -> dict[str, Any]:
+def run(
+    attack: str = "backdoor", defense: str = "roclip", *, scale: str = "small", seed: int = 0, sets: tuple[str, ...] = (), results: str | Path = "results", **more: Any
+) -> dict[str, Any]:
     """Runs one cell and returns its record; a finished one is read.
 
     Args:

@@ -233,7 +233,9 @@ def _visibility(cell: Cell, record: SealedRecord) -> list[Metric]:
     return [Metric("trigger_visible_share", "trigger", share, draws, "crops")]
 
 
-def _record(cell: Cell, record: SealedRecord, poisoned: Poisoned, packed: Pack, lab: Lab, metrics: list[Metric], curve: list[dict[str, Any]], evaluator: Evaluator, collapsed: bool) -> dict[str, Any]:
+def _record(
+    cell: Cell, record: SealedRecord, poisoned: Poisoned, packed: Pack, lab: Lab, metrics: list[Metric], curve: list[dict[str, Any]], evaluator: Evaluator, collapsed: bool
+) -> dict[str, Any]:
     logged = [line for folder in lab.trainings for row in json.loads((folder / "log.json").read_text()) for line in row.get("warnings", [])]
     warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *logged]
     if packed.n_long:

@@ -109,7 +109,9 @@ def report(
         others = dict.fromkeys(run.label("defense") for run in runs if run.label("defense") != against)
         tables = [table for other in others for table in [differences(runs, other, against)] if len(table)]
         if not tables:
-            raise BenchError(f"no attack and seed on which {against!r} can be compared with another defense; known defenses here: {', '.join(sorted({run.label('defense') for run in runs}))}")
+            raise BenchError(
+                f"no attack and seed on which {against!r} can be compared with another defense; known defenses here: {', '.join(sorted({run.label('defense') for run in runs}))}"
+            )
         text = to_csv(pd.concat(tables))
     elif format == "md":
         text, notes = to_markdown(runs), old
@@ -135,10 +137,16 @@ def list_command(what: Annotated[str, typer.Argument(help="attacks, defenses or 
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="An attack, a defense or a scale, by name or file.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="An attack, a defense or a scale, by name or file; `world` for a picture of the drawn pairs.")],
+    out: Annotated[Path | None, typer.Option(help="Where the picture goes. Default: world.png.")] = None,
+) -> None:
     """What a plugin does: its paper, its options with defaults, its presets."""
-    from benchmark.show import describe
+    from benchmark.show import describe, picture
 
+    if name == "world":
+        typer.echo(f"wrote {picture(out or Path('world.png'))}")
+        return
     typer.echo(describe(name))
 
 

@@ -127,7 +127,9 @@ def scale_of(request: Request) -> Scale:
         if section in SECTIONS:
             if option not in SECTIONS[section].model_fields:
                 guess = nearest(option, SECTIONS[section].model_fields)
-                raise BenchError(f"unknown option {section}.{option}.{f' Did you mean {guess!r}?' if guess else ''} Options of {section}: {', '.join(sorted(SECTIONS[section].model_fields))}.")
+                raise BenchError(
+                    f"unknown option {section}.{option}.{f' Did you mean {guess!r}?' if guess else ''} Options of {section}: {', '.join(sorted(SECTIONS[section].model_fields))}."
+                )
             changes.setdefault(section, {})[option] = value
     try:
         changed = {section: SECTIONS[section](**{**getattr(scale, section).model_dump(), **values}) for section, values in changes.items()}
@@ -263,7 +265,7 @@ def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Out
     outcomes: dict[int, Outcome] = {}
     futures: dict[Future[Outcome], int] = {}
     try:
-        futures = {pool.submit(_run_one, asked, _plain(progress)): index for index, asked in enumerate(cells)}
+        futures = {pool.submit(_run_in_worker, asked, progress.quiet): index for index, asked in enumerate(cells)}
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -287,11 +289,11 @@ def _quiet_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _plain(progress: Progress) -> Progress:
-    """A progress for a worker: lines, because bars of several processes would overwrite one another."""
+def _run_in_worker(asked: Asked, quiet: bool) -> Outcome:
+    """A worker shows lines, because bars of several processes would overwrite one another."""
     from rich.console import Console
 
-    return Progress(Console(stderr=True, highlight=False, force_terminal=False), progress.label, progress.quiet)
+    return _run_one(asked, Progress(Console(stderr=True, highlight=False, force_terminal=False), quiet=quiet))
 
 
 def _expand(kind: Any, given: Sequence[str]) -> list[str]:

@@ -44,7 +44,14 @@ class Progress:
 
     @contextlib.contextmanager
     def _rich(self, what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[facts]}", markup=False), TimeRemainingColumn(compact=True))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
+            TimeRemainingColumn(compact=True),
+        )
         began = time.monotonic()
         with RichProgress(*columns, console=self.console, transient=True) as bars:
             task = bars.add_task(f"{self.label} {what}".strip(), total=total, rate="", facts="")

@@ -75,6 +75,22 @@ def describe(name: str) -> str:
     return "\n\n".join(parts)
 
 
+def picture(path: Path, columns: int = 20, rows: int = 4, side: int = 64) -> Path:
+    """Writes a sheet of drawn training images at `side` pixels."""
+    from PIL import Image
+
+    from benchmark.data.world import drawn_row
+
+    sheet = Image.new("RGB", (columns * side, rows * side))
+    for index in range(columns * rows):
+        sheet.paste(Image.fromarray(drawn_row(0, "train", index, side).image), (index % columns * side, index // columns * side))
+    try:
+        sheet.save(path, format="PNG", optimize=True)
+    except OSError as error:
+        raise BenchError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
 def preview(cells: Sequence[Any], progress: Progress | None) -> tuple[list[str], float]:
     """A line for each cell, and a rough number of hours that the missing ones take here.
 
@@ -106,7 +122,9 @@ def preview(cells: Sequence[Any], progress: Progress | None) -> tuple[list[str],
         size = scale.data.n_pairs * scale.data.side**2 * 3 / 1e6
         folder = cells[0].request.results
         free = shutil.disk_usage(folder if folder.is_dir() else Path()).free / 1e9
-        lines.append(f"{len(cells)} cells, {todo} to do, about {hours * 60:.0f} minutes with {jobs} side by side; about {size:.0f} MB of cache for each poisoned data set, {free:.0f} GB free")
+        lines.append(
+            f"{len(cells)} cells, {todo} to do, about {hours * 60:.0f} minutes with {jobs} side by side; about {size:.0f} MB of cache for each poisoned data set, {free:.0f} GB free"
+        )
     return lines, hours
 
 

@@ -10,7 +10,7 @@ import torch
 from benchmark.contract import Attack, Defense, Pass, Replace
 from benchmark.errors import BenchError
 from benchmark.registry import find, names
-from benchmark.testing import ContractError, check_attack, check_defense, check_plugin
+from benchmark.testing import ContractError, World, check_attack, check_defense, check_plugin
 from defenses.clip import Clip
 
 
@@ -147,3 +147,28 @@ def test_a_file_that_holds_no_plugin_is_a_bad_request(tmp_path, content, message
 def test_a_misspelt_plugin_is_answered_with_the_nearest_name():
     with pytest.raises(BenchError, match="Did you mean 'roclip'"):
         check_plugin("rocilp", print)
+
+
+def test_scores_may_be_tensors_that_still_carry_a_gradient(tmp_path):
+    lab = World(tmp_path).lab(Clip(), "lab")
+    lab.scores("own", torch.ones(192, requires_grad=True), torch.arange(192) > 100)
+    assert lab.handed_in[0].values.dtype == np.float64 and lab.handed_in[0].flagged.sum() == 91
+    with pytest.raises(BenchError, match="one finite value for each of 192 rows"):
+        lab.scores("own", np.ones(3))
+
+
+def test_a_lab_trains_one_tower_and_leaves_the_others_weights(tmp_path):
+    lab = World(tmp_path).lab(Clip(), "lab")
+    first = lab.train(Clip(), epochs=1).model
+    second = lab.train(Clip(), start=first, epochs=1, trainable="image").model
+    before, after = first.state(), second.state()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith("visual.") for name in moved)
+
+
+def test_a_lab_answers_the_same_training_from_its_cache(tmp_path):
+    lab = World(tmp_path).lab(Clip(), "lab")
+    one, two = (lab.train(Clip(), rows=range(64), epochs=1) for _ in range(2))
+    assert lab.trainings[0] == lab.trainings[1] and one.model.weights_sha256() == two.model.weights_sha256()
+    with pytest.raises(BenchError, match=r"handles outside 0\.\.191"):
+        lab.train(Clip(), rows=[0, 192])

@@ -213,6 +213,27 @@ def test_a_passes_own_rate_is_scaled_by_the_schedule(tmp_path):
     assert log[0]["phase"] == "clip+second" and log[0]["steps"] == 2 * (N // BATCH)
 
 
+def test_a_rate_that_is_a_function_is_used_as_it_is(tmp_path):
+    class Ramp(Clip):
+        def plan(self, epoch, now):
+            return [Pass(lr=lambda step, n_steps: 1e-4 * (step + 1) / n_steps)]
+
+    _, log = trained(Ramp(), tmp_path, 1)
+    assert (log[0]["lr_first"], log[0]["lr_last"]) == (pytest.approx(1e-4 / 5), pytest.approx(1e-4))
+
+
+def test_a_defenses_own_views_of_a_caption_stand_beside_each_other(tmp_path):
+    class Two(Clip):
+        def captions(self, text, rng, rewrite):
+            return [text, rewrite(text, rng)]
+
+    data = data_of(fresh(), Two(), Eda(None))
+    tokens = data.texts.epoch(1)
+    assert tokens.shape[:2] == (2, N)
+    assert np.array_equal(tokens[0][:, : data.plain_tokens.shape[1]], data.plain_tokens)
+    assert not np.array_equal(tokens[0], tokens[1])
+
+
 def test_training_leaves_global_generators_alone(tmp_path):
     before = torch.get_rng_state()
     trained(RoCLIP(pool_size=8, pool_fraction=None), tmp_path, 2, augmented=True)

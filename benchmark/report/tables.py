@@ -15,7 +15,23 @@ from benchmark.evaluate.statistics import Interval, over_runs, paired_difference
 from benchmark.report.records import Run
 
 KEY = ("attack", "defense", "scale", "dataset", "model")
-WIDE = (*KEY, "seeds", "n_pairs", "n_poison", "poison_rate", "asr", "asr_low", "asr_high", "asr_n", "asr_floor", "triggered_acc1", "zero_shot_acc1", "linear_probe_acc1", "train_seconds", "pairs_per_second")
+WIDE = (
+    *KEY,
+    "seeds",
+    "n_pairs",
+    "n_poison",
+    "poison_rate",
+    "asr",
+    "asr_low",
+    "asr_high",
+    "asr_n",
+    "asr_floor",
+    "triggered_acc1",
+    "zero_shot_acc1",
+    "linear_probe_acc1",
+    "train_seconds",
+    "pairs_per_second",
+)
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
 FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
 
@@ -38,15 +54,77 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
         last = curve[-1] if curve else {"epoch": None, "phase": ""}
         for entry in record["metrics"]:
             kind = f"Wilson over {entry['n']} {entry['units']}, one training run" if entry["low"] is not None else "none: not a rate over units"
-            rows.append(base | {"of": entry["of"], "metric": entry["name"], "value": entry["value"], "n": entry["n"], "units": entry["units"], "low": entry["low"], "high": entry["high"], "interval": kind, "epoch": last["epoch"], "phase": last["phase"], "card_hash": entry["card"]})
+            rows.append(
+                base
+                | {
+                    "of": entry["of"],
+                    "metric": entry["name"],
+                    "value": entry["value"],
+                    "n": entry["n"],
+                    "units": entry["units"],
+                    "low": entry["low"],
+                    "high": entry["high"],
+                    "interval": kind,
+                    "epoch": last["epoch"],
+                    "phase": last["phase"],
+                    "card_hash": entry["card"],
+                }
+            )
         for point in curve:
             for name, value in point.get("metrics", {}).items():
                 metric, _, of = name.partition("/")
-                rows.append(base | {"of": of, "metric": f"curve_{metric}", "value": value, "n": None, "units": "", "low": None, "high": None, "interval": "none: one snapshot of a curve", "epoch": point["epoch"], "phase": point["phase"], "card_hash": ""})
+                rows.append(
+                    base
+                    | {
+                        "of": of,
+                        "metric": f"curve_{metric}",
+                        "value": value,
+                        "n": None,
+                        "units": "",
+                        "low": None,
+                        "high": None,
+                        "interval": "none: one snapshot of a curve",
+                        "epoch": point["epoch"],
+                        "phase": point["phase"],
+                        "card_hash": "",
+                    }
+                )
         for name, value in summaries(run).items():
-            rows.append(base | {"of": "curve", "metric": name, "value": value, "n": None, "units": "", "low": None, "high": None, "interval": "none: from a curve", "epoch": None, "phase": "", "card_hash": ""})
+            rows.append(
+                base
+                | {
+                    "of": "curve",
+                    "metric": name,
+                    "value": value,
+                    "n": None,
+                    "units": "",
+                    "low": None,
+                    "high": None,
+                    "interval": "none: from a curve",
+                    "epoch": None,
+                    "phase": "",
+                    "card_hash": "",
+                }
+            )
         for name, reason in record.get("not_run", {}).items():
-            rows.append(base | {"of": "", "metric": name, "value": None, "n": 0, "units": "", "low": None, "high": None, "interval": "", "epoch": None, "phase": "", "card_hash": "", "status": "not run", "reason": reason})
+            rows.append(
+                base
+                | {
+                    "of": "",
+                    "metric": name,
+                    "value": None,
+                    "n": 0,
+                    "units": "",
+                    "low": None,
+                    "high": None,
+                    "interval": "",
+                    "epoch": None,
+                    "phase": "",
+                    "card_hash": "",
+                    "status": "not run",
+                    "reason": reason,
+                }
+            )
     return pd.DataFrame(rows, columns=list(LONG))
 
 
@@ -121,10 +199,24 @@ def to_markdown(runs: Sequence[Run]) -> str:
         interval = _interval(group, "asr")
         told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
         poison = f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0"
-        cells = [escape(group.key[0]), escape(group.key[1]) + told, str(row["seeds"]), poison, _asr_cell(row, interval), percent(row["asr_floor"]), percent(row["triggered_acc1"]), _with_interval(group, "zero_shot_acc1"), _with_interval(group, "linear_probe_acc1"), f"{row['pairs_per_second']:,.0f}" if row["pairs_per_second"] else ""]
+        cells = [
+            escape(group.key[0]),
+            escape(group.key[1]) + told,
+            str(row["seeds"]),
+            poison,
+            _asr_cell(row, interval),
+            percent(row["asr_floor"]),
+            percent(row["triggered_acc1"]),
+            _with_interval(group, "zero_shot_acc1"),
+            _with_interval(group, "linear_probe_acc1"),
+            f"{row['pairs_per_second']:,.0f}" if row["pairs_per_second"] else "",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
-    lines += ["", f"Scale, data and model: {escape('; '.join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}"]
+    lines += [
+        "",
+        f"Scale, data and model: {escape('; '.join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}",
+    ]
     names = {group.key[1].partition("[")[0] for group in found}
     if any(name.endswith("+aug") for name in names) and "clip+aug" not in names:
         lines.append("There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here.")

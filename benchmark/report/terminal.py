@@ -45,4 +45,14 @@ def _row(group: Any) -> list[str]:
         n = str(entry["n"])
     poison = runs[0].record["poison"]
     share = f"{100 * poison['poison_rate']:.2f} %" if poison["n_poison"] else "0"
-    return [group.key[0], group.key[1], str(len(runs)), share, percent(means["asr"]) + interval, n, percent(means["asr_floor"]), percent(means["zero_shot_acc1"]), percent(means["linear_probe_acc1"])]
+    return [
+        group.key[0],
+        group.key[1],
+        str(len(runs)),
+        share,
+        percent(means["asr"]) + interval,
+        n,
+        percent(means["asr_floor"]),
+        percent(means["zero_shot_acc1"]),
+        percent(means["linear_probe_acc1"]),
+    ]

@@ -168,10 +168,8 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
                     position = steps_per_epoch * (epoch - 1) + done * steps_per_epoch / planned
                     now.step = int(position)
                     late = steps_per_epoch if settings.schedule == "official" else 0
-                    if callable(part.lr):
-                        rate = part.lr(index, len(batches))
-                    else:
-                        rate = (settings.lr if part.lr is None else part.lr) * schedule.factor(position + late, warm, total)
+                    peak = settings.lr if part.lr is None else part.lr
+                    rate = peak(index, len(batches)) if callable(peak) else peak * schedule.factor(position + late, warm, total)
                     rates.append(rate)
                     for group in adam.param_groups:
                         group["lr"] = rate
@@ -197,7 +195,9 @@ def opening(model: Model, data: TrainingData, budget: Budget) -> Now:
     """Where a training stands before its first epoch."""
     settings, n = budget.settings, len(data)
     start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
-    return Now(settings.epochs, n // settings.batch_size, settings.batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed, augmented=budget.augmented)
+    return Now(
+        settings.epochs, n // settings.batch_size, settings.batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed, augmented=budget.augmented
+    )
 
 
 def snapshot_name(epoch: int) -> str:
