@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmark.contract import Defense
 from benchmark.data import world
 from benchmark.data.tokens import Tokenizer
 from benchmark.progress import silent
+from benchmark.registry import find
 from benchmark.settings import SCALES, ModelSettings
 from benchmark.train.loop import Budget, TrainingData, train
 from benchmark.train.loss import contrastive
 from benchmark.train.model import Model, build, optimizer, tokenizer
 from benchmark.train.views import TextViews
-from defenses.clip import Clip
-from defenses.roclip import RoCLIP
 
 _ROWS = 3000
 _EPOCHS = 2
@@ -35,9 +35,10 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     data, words = _data()
+    clip = find("defense", "clip").load()
     lines: list[tuple[str, Callable[[], float]]] = [
-        ("loop / bare step, clip, small (pairs per second; goal 0.95)", lambda: _loop_ratio(data, words, Clip(), augmented=False)),
-        ("loop / bare step, clip+aug, small (pairs per second)", lambda: _loop_ratio(data, words, Clip(), augmented=True)),
+        ("loop / bare step, clip, small (pairs per second; goal 0.95)", lambda: _loop_ratio(data, words, clip(), augmented=False)),
+        ("loop / bare step, clip+aug, small (pairs per second)", lambda: _loop_ratio(data, words, clip(), augmented=True)),
         ("matched RoCLIP epoch / CLIP epoch (pairs per second; goal 1)", lambda: _epoch_ratio(data, words)),
         ("drawing at 32 px / 2,000 images per second and core (goal 1)", _drawing),
         ("bench --help / python -c pass (seconds)", _start_up),
@@ -53,7 +54,7 @@ def _data() -> tuple[tuple[np.ndarray, list[str]], Tokenizer]:
     return (images, captions), tokenizer(ModelSettings())
 
 
-def _loop_seconds(data: tuple[np.ndarray, list[str]], words: Tokenizer, defense: Clip | RoCLIP, augmented: bool) -> list[float]:
+def _loop_seconds(data: tuple[np.ndarray, list[str]], words: Tokenizer, defense: Defense, augmented: bool) -> list[float]:
     """Seconds of each epoch of the project's own loop."""
     settings = SCALES["small"].train.model_copy(update={"epochs": _EPOCHS})
     model = build(ModelSettings(), 32, 0, torch.device("cpu"))
@@ -84,14 +85,14 @@ def _bare_seconds(data: tuple[np.ndarray, list[str]], words: Tokenizer) -> float
     return time.perf_counter() - began
 
 
-def _loop_ratio(data: tuple[np.ndarray, list[str]], words: Tokenizer, defense: Clip | RoCLIP, augmented: bool) -> float:
+def _loop_ratio(data: tuple[np.ndarray, list[str]], words: Tokenizer, defense: Defense, augmented: bool) -> float:
     bare = _bare_seconds(data, words)
     return bare / min(_loop_seconds(data, words, defense, augmented))
 
 
 def _epoch_ratio(data: tuple[np.ndarray, list[str]], words: Tokenizer) -> float:
     """The second epoch is matched, the first is not."""
-    clip, matched = _loop_seconds(data, words, RoCLIP(pool_fraction=0.05), augmented=False)
+    clip, matched = _loop_seconds(data, words, find("defense", "roclip").load()(pool_fraction=0.05), augmented=False)
     return clip / matched
 
 

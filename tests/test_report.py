@@ -1,0 +1,149 @@
+"""Tables from records: what is averaged, what is refused, what a reader sees."""
+
+import copy
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmark.evaluate.statistics import wilson
+from benchmark.report.records import Run, select
+from benchmark.report.tables import KEY, WIDE, differences, groups, long_table, per_run, summaries, to_csv, to_markdown, wide_table
+
+
+def metric(name, value, of="backdoor", n=100, units="queries", card="a"):
+    return {"name": name, "of": of, "value": value, "n": n, "units": units, "low": None, "high": None, "card": card}
+
+
+def run(seed=0, asr=0.5, defense="roclip", attack="backdoor", trigger="checker", zero_shot=(0.8, 0.6), told="nothing", warnings=()):
+    metrics = [metric("zero_shot_acc1", value, of=name) for name, value in zip(("objects", "colours"), zero_shot, strict=True)]
+    metrics += [metric("linear_probe_acc1", value, of=name) for name, value in zip(("objects", "colours"), zero_shot, strict=True)]
+    if asr is not None:
+        metrics += [metric("asr", asr, card=trigger), metric("asr_floor", 0.01, card=trigger), metric("triggered_acc1", 0.3, card=trigger)]
+    curve = [
+        {"epoch": epoch, "phase": phase, "metrics": {"zero_shot_acc1/objects": 0.1 * epoch, **({"asr/backdoor": value} if asr is not None else {})}}
+        for epoch, phase, value in ((1, "clip", 0.9), (2, "match", 0.4), (3, "clip", 0.8), (4, "match", asr))
+    ]
+    record = {
+        "schema": 1,
+        "run_id": f"{defense}{seed}{trigger}",
+        "status": "done",
+        "label": dict(zip(KEY, (attack, defense, "small", "drawn", "bench-small"), strict=True)),
+        "resolved": {
+            "seed": seed,
+            "attack": {"name": attack, "file": False, "source": "x", "options": {"trigger": trigger}},
+            "defense": {"name": defense, "file": False, "source": "y", "options": {"every": 2}},
+            "train": {"epochs": 4},
+        },
+        "told": told,
+        "data": {"n_pairs": 1000},
+        "poison": {"n_poison": 10, "poison_rate": 0.01},
+        "metrics": metrics,
+        "curve": curve,
+        "warnings": list(warnings),
+    }
+    return Run(record, {"train_seconds": 10.0, "pairs_trained": 5000}, Path())
+
+
+def wide(runs):
+    return list(csv.DictReader(io.StringIO(to_csv(wide_table(runs)))))
+
+
+def test_the_wide_csv_has_its_columns_and_means_over_seeds_and_sets():
+    (row,) = wide([run(0, 0.4), run(1, 0.6)])
+    assert tuple(row) == WIDE
+    assert (row["seeds"], row["asr"], row["asr_floor"], row["asr_n"]) == ("2", "0.5", "0.01", "100")
+    assert (row["asr_low"], row["asr_high"]) == ("", ""), "two runs have no interval"
+    assert float(row["zero_shot_acc1"]) == pytest.approx(0.7)
+    assert float(row["pairs_per_second"]) == 500
+
+
+def test_one_seed_has_a_wilson_interval_and_three_a_t_interval():
+    (one,) = wide([run(0, 0.4)])
+    low, high = wilson(40, 100)
+    assert float(one["asr_low"]) == pytest.approx(low, abs=1e-5)
+    assert float(one["asr_high"]) == pytest.approx(high, abs=1e-5)
+    (three,) = wide([run(0, 0.4), run(1, 0.5), run(2, 0.6)])
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert float(three["asr_low"]) == pytest.approx(0.5 - half, abs=1e-4)
+
+
+def test_runs_that_differ_in_definition_are_never_averaged_and_the_report_says_which():
+    runs = [run(0, 0.4), run(1, 0.6, trigger="white")]
+    found, notes = groups(runs)
+    assert [len(group.runs) for group in found] == [1, 1]
+    assert "were not averaged" in notes[0]
+    assert "trigger" in notes[0]
+    assert "were not averaged" in to_markdown(runs)
+
+
+def test_a_missing_value_is_empty_and_never_averaged_over():
+    incomplete = run(1, 0.6)
+    incomplete.record["metrics"] = [entry for entry in incomplete.record["metrics"] if entry["name"] != "linear_probe_acc1"]
+    found = wide([run(0, 0.4), incomplete])
+    assert {row["linear_probe_acc1"] for row in found} == {"0.7", ""}
+
+
+def test_an_attack_free_row_has_no_asr_and_no_floor():
+    (row,) = wide([run(0, None, attack="none")])
+    assert row["asr"] == row["asr_floor"] == row["asr_low"] == ""
+
+
+def test_markdown_shows_floor_n_and_interval_beside_every_asr_and_marks_controls():
+    text = to_markdown([run(seed, 0.4 + seed / 10) for seed in range(3)] + [run(0, 0.0, defense="oracle", told="record")])
+    line = next(line for line in text.splitlines() if "| roclip |" in line)
+    assert "50.0 % [25.2, 74.8], n=100" in line
+    assert "1.0 %" in line
+    assert "oracle (told the truth)" in text
+
+
+def test_a_report_without_clip_plus_aug_says_so():
+    assert "There is no `clip+aug`" in to_markdown([run(defense="roclip+aug")])
+    assert "There is no `clip+aug`" not in to_markdown([run(defense="roclip+aug"), run(defense="clip+aug")])
+
+
+def test_summaries_of_a_curve_tell_matched_from_clip_epochs():
+    found = summaries(run(0, 0.2))
+    assert found["asr_last_clip"] == 0.8
+    assert found["asr_last_match"] == 0.2
+    assert found["asr_mean_last"] == pytest.approx((0.9 + 0.4 + 0.8 + 0.2) / 4)
+    assert (found["asr_max"], found["asr_max_epoch"]) == (0.9, 1.0)
+
+
+def test_the_long_table_has_every_set_and_every_epoch():
+    table = long_table([run(0, 0.2)])
+    assert set(table[table.metric == "zero_shot_acc1"].of) == {"objects", "colours"}
+    assert len(table[table.metric == "curve_asr"]) == 4
+    assert set(table[table.metric == "curve_asr"].phase) == {"clip", "match"}
+
+
+def test_paired_differences_use_the_seeds_that_both_have():
+    runs = [run(seed, 0.8 + seed / 100, defense="clip") for seed in range(4)] + [run(seed, 0.3 + seed / 100) for seed in range(3)]
+    table = differences(runs, "roclip", "clip")
+    asr = table[table.metric == "asr"].iloc[0]
+    assert asr.n_runs == 3
+    assert asr.difference == pytest.approx(-0.5)
+
+
+def test_labels_with_options_are_found_by_their_bare_name():
+    plain, changed = run(), run(defense="roclip[every=3]")
+    assert select([plain, changed], defenses=["roclip"]) == [plain, changed]
+    assert select([plain, changed], defenses=["roclip[every=3]"]) == [changed]
+    assert select([plain, changed], where=["train.epochs=4"]) == [plain, changed]
+    assert select([plain, changed], where=["attack.trigger=white"]) == []
+
+
+def test_hostile_text_is_shown_and_not_run():
+    hostile = run(defense="=cmd()", warnings=["<script>[red]|`x`"])
+    assert wide([hostile])[0]["defense"] == "'=cmd()"
+    text = to_markdown([hostile])
+    assert "<script>" not in text.replace("\\<script>", "")
+    assert "\\|" in text
+
+
+def test_a_metric_is_averaged_over_all_sets_or_not_at_all():
+    broken = copy.deepcopy(run())
+    next(entry for entry in broken.record["metrics"] if entry["name"] == "zero_shot_acc1")["value"] = None
+    assert per_run(broken, "zero_shot_acc1") is None
