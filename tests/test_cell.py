@@ -1,0 +1,199 @@
+"""One run from pairs to a record, in process, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmark
+from benchmark.errors import BenchError
+from benchmark.matrix import Request, open_cell, plan
+from benchmark.progress import silent
+
+TINY = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=2")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+def run(results: Path, attack="backdoor", defense="clip", **more):
+    return benchmark.run(attack, defense, scale="smoke", sets=(*TINY, *more.pop("sets", ())), results=results, **more)
+
+
+def values(record, name):
+    return {entry["of"]: entry["value"] for entry in record["metrics"] if entry["name"] == name}
+
+
+def test_a_run_twice_in_two_places_gives_the_same_record(shared, tmp_path):
+    first = run(shared)
+    assert run(tmp_path) == first
+    left, right = (next(folder.glob(f"runs/{first['run_id']}/record.json")) for folder in (shared, tmp_path))
+    assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_changed_default_gives_another_run_id(shared):
+    ids = {run(shared)["run_id"], run(shared, sets=("attack.rate=0.03",))["run_id"], run(shared, sets=("train.lr=0.001",))["run_id"], run(shared, seed=1)["run_id"]}
+    assert len(ids) == 4
+
+
+def test_a_second_defense_trains_nothing_twice(shared):
+    run(shared)
+    before = set((shared / "cache" / "pack").iterdir())
+    record = run(shared, defense="random")
+    assert set((shared / "cache" / "pack").iterdir()) == before
+    assert record["told"] == "count"
+    kept = {entry["name"]: entry["value"] for entry in record["metrics"] if entry["of"] == "filter"}
+    assert kept["n_kept"] == record["data"]["n_pairs"] - record["poison"]["n_poison"]
+
+
+def test_oracle_drops_exactly_the_poison(shared):
+    record = run(shared, defense="oracle")
+    kept = {entry["name"]: entry["value"] for entry in record["metrics"] if entry["of"] == "filter"}
+    assert kept["n_poison_kept"] == 0
+    assert kept["clean_lost"] == 0
+
+
+def test_the_sum_of_asr_and_triggered_accuracy_is_at_most_one(shared):
+    record = run(shared)
+    assert values(record, "asr")["backdoor"] + values(record, "triggered_acc1")["backdoor"] <= 1
+    assert record["poison"]["n_poison"] == record["poison"]["n_requested"] == 5
+
+
+def test_the_targeted_record_counts_targets(shared):
+    record = run(shared, attack="targeted", sets=("attack.captions_per_target=2",))
+    (asr,) = (entry for entry in record["metrics"] if entry["name"] == "asr")
+    assert (asr["n"], asr["units"]) == (4, "targets")
+    assert record["poison"]["n_poison"] == 8
+    assert len({target["id"] for target in record["poison"]["targets"]}) == 4
+
+
+def test_a_curve_has_a_phase_and_cheap_metrics_for_every_epoch(shared):
+    record = run(shared, defense="roclip", sets=("roclip.pool_fraction=0.3",))
+    assert [(point["epoch"], point["phase"]) for point in record["curve"]] == [(1, "clip"), (2, "match")]
+    assert all("asr/backdoor" in point["metrics"] for point in record["curve"])
+    assert values(record, "auroc").keys() == {"own_caption_rank"}
+
+
+def test_every_value_can_be_recomputed_from_saved_predictions(shared):
+    import pandas as pd
+
+    record = run(shared)
+    folder = shared / "runs" / record["run_id"] / "predictions"
+    attack = pd.read_parquet(folder / "attack-backdoor.parquet")
+    counted = attack[attack.counted]
+    assert (counted.true != counted.goal).all()
+    assert values(record, "asr")["backdoor"] == pytest.approx((counted.rank_goal <= 1).mean())
+    assert values(record, "asr_floor")["backdoor"] == pytest.approx((counted.rank_goal_untriggered <= 1).mean())
+    for name, value in values(record, "zero_shot_acc1").items():
+        assert value == pytest.approx((pd.read_parquet(folder / f"zero_shot-{name}.parquet").rank_true <= 1).mean())
+
+
+def test_every_metric_refers_to_a_card_of_the_record(shared):
+    record = run(shared)
+    cards = {entry["card"] for entry in record["metrics"] if entry["card"]}
+    assert cards
+    assert cards <= set(record["cards"])
+
+
+def test_the_record_holds_no_time_and_no_path(shared):
+    text = json.dumps(run(shared))
+    assert str(shared) not in text
+    assert "seconds" not in text
+
+
+def test_dropped_snapshots_are_trained_again_when_another_evaluation_needs_them(shared, tmp_path):
+    record = run(tmp_path)
+    (training,) = tmp_path.glob("cache/train/*/log.json")
+    assert len(list(training.parent.glob("epoch-*.safetensors"))) == 1
+    for folder in (tmp_path / "cache" / "evaluate").iterdir():
+        if folder.is_dir():
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+            folder.rmdir()
+    (tmp_path / "runs" / record["run_id"] / "done.json").unlink()
+    assert run(tmp_path) == record
+
+
+def test_sham_changes_no_image_and_is_another_run(shared):
+    plain, sham = run(shared), run(shared, sham=True)
+    assert sham["run_id"] != plain["run_id"]
+    assert sham["label"]["scale"].endswith("+sham")
+
+
+def test_results_load_as_a_long_table(shared):
+    run(shared)
+    table = benchmark.load_results(shared)
+    assert {"asr", "asr_floor", "zero_shot_acc1"} <= set(table.metric)
+
+
+def test_a_lab_leads_to_no_poison_label_attack_or_record(tmp_path):
+    seen = []
+    file = tmp_path / "nosy.py"
+    file.write_text(
+        "from benchmark.contract import Defense\n\nclass Nosy(Defense):\n    '''Looks.'''\n\n    def defend(self, lab):\n        import nosy_log\n        nosy_log.seen.append(lab)\n        return lab.train(self).model\n"
+    )
+    import sys
+    import types
+
+    log = types.ModuleType("nosy_log")
+    log.seen = seen
+    sys.modules["nosy_log"] = log
+    try:
+        run(tmp_path / "r", defense=str(file))
+    finally:
+        del sys.modules["nosy_log"]
+    visited, queue = set(), [seen[0]]
+    while queue:
+        thing = queue.pop()
+        if id(thing) in visited or isinstance(thing, (str, int, float, bytes, type)):
+            continue
+        visited.add(id(thing))
+        assert type(thing).__name__ not in ("SealedRecord", "AttackLab", "Suite", "EvalSet", "Backdoor", "Poisoned"), type(thing)
+        if isinstance(thing, Path):
+            assert not list(thing.rglob("*.record")) or thing.name == "cache"
+        queue += list(getattr(thing, "__dict__", {}).values())
+        queue += list(thing.values()) if isinstance(thing, dict) else list(thing)[:50] if isinstance(thing, (list, tuple)) else []
+
+
+@pytest.mark.parametrize("target", ["record", "evaluation set"])
+def test_a_defense_that_opens_what_it_may_not_see_fails_its_run(target, tmp_path):
+    pattern = "poison/*/poisoned.record/record.json" if target == "record" else "eval_sets/*/suite.json"
+    file = tmp_path / "spy.py"
+    file.write_text(
+        f"from pathlib import Path\n\nfrom benchmark.contract import Defense\n\nclass Spy(Defense):\n    '''Spies.'''\n\n    def defend(self, lab):\n        next(Path({str(tmp_path / 'r' / 'cache')!r}).glob({pattern!r})).read_text()\n"
+    )
+    with pytest.raises(benchmark.errors.PluginError, match="a defense must not open"):
+        run(tmp_path / "r", defense=str(file))
+
+
+def test_options_reach_the_plugins_that_have_them_and_no_other():
+    request = Request(("none", "backdoor"), ("clip", "roclip+aug"), sets=("attack.rate=0.1", "defense.every=3"), baseline=False)
+    cells = {(cell.attack, cell.defense): cell for cell in plan(request)}
+    assert cells["backdoor", "clip"].attack_options == {"rate": 0.1}
+    assert cells["none", "clip"].attack_options == {}
+    assert cells["none", "roclip+aug"].defense_options == {"every": 3}
+    assert cells["none", "clip"].defense_options == {}
+
+
+def test_baselines_come_along_once():
+    def names(*defenses):
+        return [cell.defense for cell in plan(Request(("none",), defenses))]
+
+    assert names("roclip") == ["clip", "roclip"]
+    assert names("roclip+aug") == ["clip", "clip+aug", "roclip+aug"]
+    assert names("clip+aug", "clip") == ["clip+aug", "clip"]
+
+
+def test_labels_name_what_differs_from_the_scale(tmp_path):
+    request = Request(("backdoor",), ("roclip+aug",), scale="smoke", sets=(*TINY, "attack.trigger=white", "defense.every=3"), results=tmp_path, baseline=False)
+    label = open_cell(plan(request)[0], silent()).label
+    assert label["attack"] == "backdoor[trigger=white]"
+    assert label["defense"] == "roclip+aug[every=3]"
+    assert label["scale"].startswith("smoke[data.n_clean=64")
+
+
+def test_data_without_an_evaluation_set_is_refused():
+    with pytest.raises(BenchError, match="--data needs --eval"):
+        plan(Request(data=Path("pairs.tsv")))
