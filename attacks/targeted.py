@@ -37,7 +37,7 @@ class Targeted(Attack):
 
     preset: Literal["carlini2022", "roclip2023"] | None = Field(None, description="Counts of a paper, by name.")
     n_targets: int = Field(16, ge=1, description="T: target images, each with a class of its own.")
-    captions_per_target: int = Field(6, ge=1, description="C: rows added for each target.")
+    captions_per_target: int = Field(4, ge=1, description="C: rows added for each target.")
     rate: float | None = Field(None, ge=0, le=0.5, description="Poisoned rows / all rows after; replaces the captions per target.")
     target_classes: tuple[str, ...] | None = Field(None, description="Classes of the targets; None draws them.")
     target_set: str | None = Field(None, description="Evaluation set of the classes; None is the first.")

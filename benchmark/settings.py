@@ -49,12 +49,12 @@ class TrainSettings(_Settings):
 class AugmentSettings(_Settings):
     """What `+aug` switches on; one value for all defenses of a scale."""
 
-    crop_min: float = Field(0.6, gt=0, le=1, description="Smallest share of the area in a random resized crop.")
+    crop_min: float = Field(0.75, gt=0, le=1, description="Smallest share of the area in a random resized crop.")
     crop_max: float = Field(1.0, gt=0, le=1, description="Largest share of the area.")
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     jitter: float = Field(0.8, ge=0, le=1, description="Probability that colours are jittered at all.")
-    brightness: float = Field(0.4, ge=0, description="Factor drawn from 1 -+ this.")
-    contrast: float = Field(0.4, ge=0, description="Factor drawn from 1 -+ this.")
+    brightness: float = Field(0.25, ge=0, description="Factor drawn from 1 -+ this.")
+    contrast: float = Field(0.25, ge=0, description="Factor drawn from 1 -+ this.")
     saturation: float = Field(0.0, ge=0, description="Factor drawn from 1 -+ this.")
     hue: float = Field(0.0, ge=0, le=0.5, description="Turn of the hue, as a share of the circle.")
     grayscale: float = Field(0.0, ge=0, le=1, description="Probability of grey.")
@@ -105,8 +105,8 @@ SCALES: dict[str, Scale] = {
     "small": Scale(
         name="small",
         summary="10,000 drawn pairs at 32 px on one CPU core, about two minutes a training",
-        train=TrainSettings(epochs=14),
-        options={"roclip": {"first_matched_epoch": 6}},
+        train=TrainSettings(epochs=16),
+        options={"roclip": {"first_matched_epoch": 4}},
     ),
     "medium": Scale(
         name="medium",
