@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmark.evaluate.statistics import wilson
-from benchmark.report.records import Run, select
+from benchmark.report.insert import inserted
+from benchmark.report.records import Run, load, select
 from benchmark.report.tables import KEY, WIDE, differences, groups, long_table, per_run, summaries, to_csv, to_markdown, wide_table
 
 
@@ -147,3 +148,22 @@ def test_a_metric_is_averaged_over_all_sets_or_not_at_all():
     broken = copy.deepcopy(run())
     next(entry for entry in broken.record["metrics"] if entry["name"] == "zero_shot_acc1")["value"] = None
     assert per_run(broken, "zero_shot_acc1") is None
+
+
+def test_a_table_is_inserted_between_its_markers_and_nowhere_else():
+    page = "a\n<!-- main table -->\nold\n<!-- end of main table -->\nb\n"
+    once = inserted(page, "| new |\n")
+    assert once == "a\n<!-- main table -->\n\n| new |\n\n<!-- end of main table -->\nb\n"
+    assert inserted(once, "| new |\n") == once
+
+
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+
+
+@pytest.mark.parametrize("table", sorted(path.parent.name for path in REFERENCE.glob("*/table.csv")))
+def test_committed_tables_are_what_the_committed_records_say(table):
+    runs = load(REFERENCE / table)
+    assert (REFERENCE / table / "table.csv").read_text() == to_csv(wide_table(runs))
+    assert (REFERENCE / table / "table.md").read_text() == to_markdown(runs)
+    if table == "main":
+        assert to_markdown(runs).strip() in (REFERENCE.parents[1] / "README.md").read_text()

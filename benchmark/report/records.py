@@ -42,7 +42,7 @@ def load(results: Path) -> list[Run]:
     """
     folder = results / "runs"
     if not folder.is_dir():
-        raise BenchError(f"no runs in {results}; `bench run` makes some, --results names another folder")
+        raise BenchError(f"no runs in {results}; `bench run` makes some, and --results names another folder, such as results/reference/main")
     runs = []
     for path in sorted(folder.glob("*/record.json")):
         if path.parent.suffix == ".part":
