@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from benchmark.errors import BenchError, PluginError, nearest, unknown
-from benchmark.progress import Progress
+from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
 from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PluginSettings, RunSettings, Scale, TrainSettings
 from benchmark.stages import Stages, seal
@@ -261,7 +261,16 @@ def _keep(folder: Path, kept: Path) -> None:
 
 
 def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Outcome]:
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_quiet_interrupt)
+    context = get_context("spawn")
+    if progress.console.is_terminal and not progress.quiet:
+        queue = context.Queue()
+        with shown(queue, progress.console):
+            return _work(cells, jobs, context, replace(progress, queue=queue))
+    return _work(cells, jobs, context, progress)
+
+
+def _work(cells: Sequence[Asked], jobs: int, context: Any, progress: Progress) -> list[Outcome]:
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress.queue,))
     outcomes: dict[int, Outcome] = {}
     futures: dict[Future[Outcome], int] = {}
     try:
@@ -285,15 +294,20 @@ def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Out
     return [outcomes[index] for index in range(len(cells))]
 
 
-def _quiet_interrupt() -> None:
+_queue: Any = None
+
+
+def _start_worker(queue: Any) -> None:
+    """Ctrl-C is the parent's to handle; bars go to the parent if it shows any, plain lines to stderr otherwise."""
+    global _queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _queue = queue
 
 
 def _run_in_worker(asked: Asked, quiet: bool) -> Outcome:
-    """A worker shows lines, because bars of several processes would overwrite one another."""
     from rich.console import Console
 
-    return _run_one(asked, Progress(Console(stderr=True, highlight=False, force_terminal=False), quiet=quiet))
+    return _run_one(asked, Progress(Console(stderr=True, highlight=False, force_terminal=False), quiet=quiet, queue=_queue))
 
 
 def _expand(kind: Any, given: Sequence[str]) -> list[str]:
