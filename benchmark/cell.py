@@ -9,6 +9,7 @@ import json
 import platform
 import resource
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -301,7 +302,22 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor(), "packages": versions, "devices": devices}
+    return {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor(), "packages": versions, "devices": devices, "git": _git()}
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that this code runs from, and whether it was changed; None for an installed package."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def _processor() -> str:

@@ -62,9 +62,9 @@ def test_help_and_unknown_names_import_no_torch():
 
 
 def test_a_target_class_that_the_evaluation_set_does_not_have_is_refused_before_training(tmp_path):
-    done = bench("run", "--scale", "smoke", "--defense", "clip", "--set", "attack.target_class=boot", *TINY, "--results", tmp_path / "r")
+    done = bench("run", "--scale", "smoke", "--defense", "clip", "--set", "attack.target_class=boatt", *TINY, "--results", tmp_path / "r")
     assert done.returncode == 2
-    assert "unknown target class 'boot'. Did you mean 'boat'?" in done.stderr
+    assert "unknown target class 'boatt'. Did you mean 'boat'?" in done.stderr
     assert not list((tmp_path / "r" / "cache").glob("train/*"))
 
 
