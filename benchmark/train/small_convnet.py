@@ -7,8 +7,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 # Kernel, stride and width of each layer. The first kernel covers every pixel of its 4x4 window, so that a patch
-# trigger of small cells is seen; the last ones see the whole 32-px image. A tower of the same cost with a
-# full-resolution first layer learned far less (docs/decisions/002-small-scale.md).
+# trigger of small cells is seen; the last ones see the whole 32-px image (docs/decisions/002-small-scale.md).
 LAYERS = ((4, 2, 32), (3, 1, 64), (3, 2, 96), (3, 2, 128), (3, 1, 128))
 
 
