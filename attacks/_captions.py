@@ -44,6 +44,8 @@ def corpus_rows(lab: AttackLab, pairs: Pairs, eval_set: EvalSet, classname: str,
     chosen = [by_id[row_id] for row_id in lab.choose(f"captions/{classname}", by_id, n)]
     if len(chosen) < n:
         if not reuse or not chosen:
-            raise BenchError(f"{len(chosen)} distinct captions mention {classname!r}, {n} are needed; lower the count{', or use --set attack.on_short=reuse' if chosen else ''}")
+            raise BenchError(
+                f"{len(chosen)} distinct captions mention {classname!r}{' and none of the other targets' if others else ''}, {n} are needed; lower the count{', or use --set attack.on_short=reuse' if chosen else ''}"
+            )
         chosen = [chosen[index % len(chosen)] for index in range(n)]
     return chosen

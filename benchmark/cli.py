@@ -94,8 +94,9 @@ def report(
     results: Results = Path("results"),
 ) -> None:
     """Tables from recorded runs."""
+    from benchmark.report.markdown import to_markdown
     from benchmark.report.records import load, select, superseded
-    from benchmark.report.tables import differences, groups, long_table, to_csv, to_markdown, wide_table
+    from benchmark.report.tables import differences, groups, long_table, to_csv, wide_table
 
     if format not in ("md", "csv", "long"):
         raise BenchError(f"expected --format md, csv or long, got {format!r}")

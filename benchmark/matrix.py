@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
+import threading
 import tomllib
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from benchmark.errors import BenchError, PluginError, nearest, unknown
 from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
 from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PluginSettings, RunSettings, Scale, TrainSettings
-from benchmark.stages import Stages, seal
+from benchmark.stages import Stages
 
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "train": TrainSettings, "augment": AugmentSettings, "model": ModelSettings, "evaluation": EvaluationSettings}
 
@@ -231,33 +231,22 @@ def read_grid(path: Path, results: Path, jobs: int | None) -> list[Asked]:
 
 
 def _run_one(asked: Asked, progress: Progress) -> Outcome:
-    from benchmark.cell import finished, run_cell
+    from benchmark.cell import run_cell
+    from benchmark.kept import find_kept, keep
 
     try:
         cell = open_cell(asked, replace(progress, label=asked.name))
-        kept = asked.request.keep / "runs" / cell.settings.run_id if asked.request.keep else None
-        if kept is not None:
-            record = finished(kept)
-            if record is not None:
-                return Outcome(asked, record)
-        record = run_cell(cell)
-        if kept is not None:
-            _keep(cell.folder, kept)
+        kept = asked.request.keep / "runs" if asked.request.keep else None
+        record = find_kept(cell, kept) if kept else None
+        if record is None:
+            record = run_cell(cell)
+            if kept:
+                keep(cell.folder, kept / cell.settings.run_id)
         return Outcome(asked, record)
     except BenchError as error:
         return Outcome(asked, None, str(error), True)
     except PluginError as error:
         return Outcome(asked, None, str(error))
-
-
-def _keep(folder: Path, kept: Path) -> None:
-    """Copies a run without its zero-shot predictions, which are many and can be had again."""
-    part = kept.with_name(kept.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("zero_shot-*", "done.json"))
-    seal(part, {"run_id": folder.name})
-    shutil.rmtree(kept, ignore_errors=True)
-    part.rename(kept)
 
 
 def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Outcome]:
@@ -298,10 +287,22 @@ _queue: Any = None
 
 
 def _start_worker(queue: Any) -> None:
-    """Ctrl-C is the parent's to handle; bars go to the parent if it shows any, plain lines to stderr otherwise."""
+    """Ctrl-C is the parent's to handle; bars go to the parent if it shows any, plain lines to stderr otherwise.
+
+    A worker ends with its parent, however that ends: nobody would ask for its result, and a second start of the same
+    command would wait for it.
+    """
     global _queue
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _queue = queue
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_in_worker(asked: Asked, quiet: bool) -> Outcome:

@@ -29,19 +29,26 @@ def enqueue(pool: Tensor, pointer: int, features: Tensor, wrap: Wrap) -> int:
     return pointer + len(features)
 
 
-def nearest(queries: Tensor, pool: Tensor) -> Tensor:
-    """Index (b,) of the pool entry with the highest cosine to each query; ties go to the lowest index."""
-    entries = torch.nn.functional.normalize(pool, dim=-1)
-    return (queries @ entries.T).argmax(dim=1)
+def nearest(queries: Tensor, pool: Tensor, barred: Tensor | None = None) -> Tensor:
+    """Index (b,) of the pool entry with the highest cosine to each query; ties go to the lowest index.
+
+    `barred`, bool (b, P), marks entries that a query must not pick.
+    """
+    return _cosines(queries, pool, barred).argmax(dim=1)
 
 
-def nearest_without_repeats(queries: Tensor, pool: Tensor) -> Tensor:
+def nearest_without_repeats(queries: Tensor, pool: Tensor, barred: Tensor | None = None) -> Tensor:
     """As `nearest`, but images that pick one entry take their next best free one, the most similar image first."""
-    cosines = queries @ torch.nn.functional.normalize(pool, dim=-1).T
+    cosines = _cosines(queries, pool, barred)
     chosen = torch.full((len(queries),), -1, dtype=torch.int64, device=queries.device)
     taken = torch.zeros(len(pool), dtype=torch.bool, device=queries.device)
     for query in cosines.amax(dim=1).argsort(descending=True, stable=True).tolist():
-        free = cosines[query].masked_fill(taken, -2.0) if len(pool) >= len(queries) else cosines[query]
+        free = cosines[query].masked_fill(taken, -3.0) if len(pool) >= len(queries) else cosines[query]
         chosen[query] = free.argmax()
         taken[chosen[query]] = True
     return chosen
+
+
+def _cosines(queries: Tensor, pool: Tensor, barred: Tensor | None) -> Tensor:
+    cosines = queries @ torch.nn.functional.normalize(pool, dim=-1).T
+    return cosines if barred is None else cosines.masked_fill(barred, -2.0)

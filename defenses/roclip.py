@@ -138,13 +138,8 @@ class RoCLIP(Defense):
 
     def _search(self, image: Tensor, batch: Batch, now: Now) -> Tensor:
         pool: Tensor = self.state["pool"]
-        if self.dedupe:
-            return nearest_without_repeats(image, pool)
-        if not self.exclude_own:
-            return nearest(image, pool)
-        cosines = image @ torch.nn.functional.normalize(pool, dim=-1).T
-        own = self.state["pool_rows"][None, :] == now.gather(batch.rows)[:, None]
-        return cosines.masked_fill(own, -2.0).argmax(dim=1)
+        own = self.state["pool_rows"][None, :] == now.gather(batch.rows)[:, None] if self.exclude_own else None
+        return (nearest_without_repeats if self.dedupe else nearest)(image, pool, own)
 
     def _entries(self, chosen: Tensor, model: Model) -> Tensor:
         if self.train_text_on_match:

@@ -133,3 +133,21 @@ def test_two_processes_on_one_run_make_one_record(undisturbed, tmp_path):
     (path,) = tmp_path.glob("runs/*/record.json")
     assert path.read_bytes() == undisturbed[0]
     assert len(list(tmp_path.glob("cache/train/*/log.json"))) == 1
+
+
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="asks Linux for the children of a process")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    arguments = [argument if argument != "1" else "2" for argument in ARGUMENTS if argument != "--no-baseline"]
+    process = subprocess.Popen([sys.executable, "-m", "benchmark", *arguments, "--results", str(tmp_path)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("cache/train/*.part"))) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.05)

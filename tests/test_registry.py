@@ -183,3 +183,16 @@ def test_a_file_named_like_a_plugin_is_not_given_options_that_it_lacks(tmp_path:
 def test_names_are_found_without_importing_torch_or_a_plugin() -> None:
     code = "import sys; from benchmark.registry import names, find; names('defense'); find('attack', 'backdoor'); print(*[m for m in ('torch', 'open_clip', 'attacks.backdoor') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]).stdout.strip() == ""
+
+
+def test_comments_docstrings_and_blank_lines_train_nothing_anew(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text('"""One."""\n\nX = 1  # why\n\n\ndef f():\n    """Says little."""\n    return """a\n\nb"""\n')
+    first = source_hash(file)
+    file.write_text('"""Another\n\nlonger text."""\nX = 1\n# a remark\ndef f():\n    """Says more.\n\n    And more.\n    """\n\n    return """a\n\nb"""\n')
+    assert source_hash(file) == first
+    for change in (("X = 1", "X = 2"), ("a\n\nb", "a\nb"), ("a\n\nb", "a # \n\nb")):
+        text = file.read_text()
+        file.write_text(text.replace(*change))
+        assert source_hash(file) != first
+        file.write_text(text)

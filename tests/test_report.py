@@ -10,8 +10,9 @@ import pytest
 
 from benchmark.evaluate.statistics import wilson
 from benchmark.report.insert import inserted
+from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
-from benchmark.report.tables import KEY, WIDE, differences, groups, long_table, per_run, summaries, to_csv, to_markdown, wide_table
+from benchmark.report.tables import KEY, WIDE, differences, groups, long_table, per_run, summaries, to_csv, wide_table
 
 
 def metric(name, value, of="backdoor", n=100, units="queries", card="a"):
@@ -97,12 +98,23 @@ def test_markdown_shows_floor_n_and_interval_beside_every_asr_and_marks_controls
     line = next(line for line in text.splitlines() if "| roclip |" in line)
     assert "50.0 % [25.2, 74.8], n=100" in line
     assert "1.0 %" in line
+    assert "| 80.0 % | 65.0 % |" in line, "last CLIP epoch, mean of the last four"
     assert "oracle (told the truth)" in text
 
 
 def test_a_report_without_clip_plus_aug_says_so():
     assert "There is no `clip+aug`" in to_markdown([run(defense="roclip+aug")])
     assert "There is no `clip+aug`" not in to_markdown([run(defense="roclip+aug"), run(defense="clip+aug")])
+
+
+def test_what_a_defense_adds_to_augmentation_stands_below_with_its_interval():
+    runs = [run(seed, 0.5 + seed / 10, defense="clip+aug") for seed in range(3)] + [run(seed, 0.1, defense="roclip+aug") for seed in range(3)]
+    for one in runs[3:]:
+        one.record["metrics"].append(metric("trigger_visible_share", 0.25, of="trigger"))
+    line = next(line for line in to_markdown(runs).splitlines() if "| 3 | -" in line)
+    assert line.split(" | ")[3].startswith("-50.0 [-74.8, -25.2]")
+    assert line.endswith("| 25.0 % |")
+    assert "Against `clip+aug`" not in to_markdown(runs[:3])
 
 
 def test_summaries_of_a_curve_tell_matched_from_clip_epochs():

@@ -1,4 +1,4 @@
-"""Records to tables: one long, one wide; as data frames, CSV and Markdown."""
+"""Records to tables: one long, one wide; as data frames and as CSV."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ WIDE = (
     "pairs_per_second",
 )
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
-FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def groups(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE."""
     found, _ = groups(runs)
-    return pd.DataFrame([_wide_row(group) for group in sorted(found, key=lambda group: _order(group.key))], columns=list(WIDE))
+    return pd.DataFrame([wide_row(group) for group in sorted(found, key=lambda group: place_of(group.key))], columns=list(WIDE))
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -187,43 +186,6 @@ def to_csv(table: pd.DataFrame) -> str:
     for row in table.itertuples(index=False):
         writer.writerow([_cell(value) for value in row])
     return out.getvalue()
-
-
-def to_markdown(runs: Sequence[Run]) -> str:
-    """The wide table for people: percent with intervals and n, the floor beside every ASR, notes below."""
-    found, notes = groups(runs)
-    found = sorted(found, key=lambda group: _order(group.key))
-    lines = ["| attack | defense | seeds | poison | ASR | floor | true class kept | zero-shot | linear probe | pairs/s |", "|---|---|---|---|---|---|---|---|---|---|"]
-    for group in found:
-        row = _wide_row(group)
-        interval = _interval(group, "asr")
-        told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
-        poison = f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0"
-        cells = [
-            escape(group.key[0]),
-            escape(group.key[1]) + told,
-            str(row["seeds"]),
-            poison,
-            _asr_cell(row, interval),
-            percent(row["asr_floor"]),
-            percent(row["triggered_acc1"]),
-            _with_interval(group, "zero_shot_acc1"),
-            _with_interval(group, "linear_probe_acc1"),
-            f"{row['pairs_per_second']:,.0f}" if row["pairs_per_second"] else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
-    lines += [
-        "",
-        f"Scale, data and model: {escape('; '.join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}",
-    ]
-    names = {group.key[1].partition("[")[0] for group in found}
-    if any(name.endswith("+aug") for name in names) and "clip+aug" not in names:
-        lines.append("There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here.")
-    lines += [f"- {escape(note)}" for note in notes]
-    for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
-        lines.append(f"- {escape(warning)}")
-    return "\n".join(lines) + "\n"
 
 
 def differences(runs: Sequence[Run], defense: str, reference: str) -> pd.DataFrame:
@@ -253,23 +215,11 @@ def per_run(run: Run, metric: str) -> float | None:
     return float(sum(values) / len(values))
 
 
-def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal; empty for a missing one."""
-    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    clean = "".join(character if character.isprintable() else "�" for character in text)
-    for mark in ("\\", "|", "`", "<", "[", "]", "*", "_"):
-        clean = clean.replace(mark, "\\" + mark)
-    return clean
-
-
-def _wide_row(group: Group) -> dict[str, Any]:
+def wide_row(group: Group) -> dict[str, Any]:
+    """A group's row of the wide table, by column."""
     runs = group.runs
     first = runs[0].record
-    interval = _interval(group, "asr")
+    interval = interval_of(group, "asr")
     asr_entries = runs[0].values("asr")
     seconds = [run.cost.get("train_seconds") for run in runs]
     rates = [run.cost["pairs_trained"] / run.cost["train_seconds"] for run in runs if run.cost.get("train_seconds")]
@@ -277,22 +227,23 @@ def _wide_row(group: Group) -> dict[str, Any]:
         **dict(zip(KEY, group.key, strict=True)),
         "seeds": len(runs),
         "n_pairs": first["data"]["n_pairs"],
-        "n_poison": _mean([run.record["poison"]["n_poison"] for run in runs]),
-        "poison_rate": _mean([run.record["poison"]["poison_rate"] for run in runs]),
-        "asr": _mean([per_run(run, "asr") for run in runs]),
+        "n_poison": mean_of([run.record["poison"]["n_poison"] for run in runs]),
+        "poison_rate": mean_of([run.record["poison"]["poison_rate"] for run in runs]),
+        "asr": mean_of([per_run(run, "asr") for run in runs]),
         "asr_low": interval.low,
         "asr_high": interval.high,
         "asr_n": sum(entry["n"] for entry in asr_entries) if asr_entries else None,
-        "asr_floor": _mean([per_run(run, "asr_floor") for run in runs]),
-        "triggered_acc1": _mean([per_run(run, "triggered_acc1") for run in runs]),
-        "zero_shot_acc1": _mean([per_run(run, "zero_shot_acc1") for run in runs]),
-        "linear_probe_acc1": _mean([per_run(run, "linear_probe_acc1") for run in runs]),
-        "train_seconds": _mean(seconds),
-        "pairs_per_second": _mean(rates) if rates else None,
+        "asr_floor": mean_of([per_run(run, "asr_floor") for run in runs]),
+        "triggered_acc1": mean_of([per_run(run, "triggered_acc1") for run in runs]),
+        "zero_shot_acc1": mean_of([per_run(run, "zero_shot_acc1") for run in runs]),
+        "linear_probe_acc1": mean_of([per_run(run, "linear_probe_acc1") for run in runs]),
+        "train_seconds": mean_of(seconds),
+        "pairs_per_second": mean_of(rates) if rates else None,
     }
 
 
-def _interval(group: Group, metric: str) -> Interval:
+def interval_of(group: Group, metric: str) -> Interval:
+    """The 95 % interval of a group's mean: over queries for one run with one entry, over runs otherwise."""
     values = [per_run(run, metric) for run in group.runs]
     entries = group.runs[0].values(metric)
     known = [value for value in values if value is not None]
@@ -303,24 +254,10 @@ def _interval(group: Group, metric: str) -> Interval:
     return over_runs(known)
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean, or None if a value is missing: an average over an incomplete set is refused."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _asr_cell(row: dict[str, Any], interval: Interval) -> str:
-    if row["asr"] is None:
-        return ""
-    bracket = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
-    return f"{percent(row['asr'])}{bracket}, n={row['asr_n']}"
-
-
-def _with_interval(group: Group, metric: str) -> str:
-    value = _mean([per_run(run, metric) for run in group.runs])
-    interval = _interval(group, metric)
-    bracket = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
-    return percent(value) + bracket
 
 
 def _definition(run: Run) -> str:
@@ -357,7 +294,8 @@ def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     return found
 
 
-def _order(key: tuple[str, ...]) -> tuple[Any, ...]:
+def place_of(key: tuple[str, ...]) -> tuple[Any, ...]:
+    """Where a row stands in a table: by scale and data, then attacks and defenses from the plain to the elaborate."""
     attacks, defenses = ("none", "targeted", "backdoor"), ("clip", "clip+aug", "roclip", "roclip+aug")
 
     def place(name: str, known: tuple[str, ...]) -> tuple[int, str]:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmark.evaluate.statistics import over_runs
+from benchmark.report.markdown import percent
 from benchmark.report.records import Run
-from benchmark.report.tables import groups, per_run, percent
+from benchmark.report.tables import groups, per_run
 
 
 def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> None:

@@ -1,0 +1,100 @@
+"""Committed runs of a reference table: copied beside its grid, and found there again after the code has moved on."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from benchmark.cell import Cell, finished
+from benchmark.data.poison import open_record, poison
+from benchmark.evaluate.measure import Evaluator
+from benchmark.registry import configure
+from benchmark.settings import RunSettings, canonical
+from benchmark.stages import seal, write_atomically
+
+
+def keep(folder: Path, kept: Path) -> None:
+    """Copies a run without its zero-shot predictions, which are many and can be had again."""
+    part = kept.with_name(kept.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("zero_shot-*", "done.json"))
+    seal(part, {"run_id": folder.name})
+    shutil.rmtree(kept, ignore_errors=True)
+    part.rename(kept)
+    _index.cache_clear()
+
+
+def find_kept(cell: Cell, runs: Path) -> dict[str, Any] | None:
+    """The record in this folder that the cell would make again, or None.
+
+    That is the record of the same run id. It is also one of the same settings whose attack had other code, if today's
+    attack makes the same poisoned set and asks the same questions: training sees no difference. Options that have come
+    since count as set to their defaults. Such a record moves to today's run id, with today's settings.
+    """
+    record = finished(runs / cell.settings.run_id)
+    if record is not None:
+        return record
+    wanted = _without_attack_code(cell.settings.as_json())
+    for run_id, resolved in _index(runs).items():
+        if _filled_in(cell, resolved) == wanted:
+            record = finished(runs / run_id)
+            if record is not None and _same_poison(cell, record):
+                return _moved(cell, record, runs)
+    return None
+
+
+@functools.cache
+def _index(runs: Path) -> dict[str, dict[str, Any]]:
+    """Resolved settings by run id."""
+    found = {}
+    for path in sorted(runs.glob("*/record.json")):
+        try:
+            found[path.parent.name] = json.loads(path.read_text())["resolved"]
+        except (ValueError, KeyError):
+            continue
+    return found
+
+
+def _filled_in(cell: Cell, resolved: dict[str, Any]) -> dict[str, Any] | None:
+    if any(resolved[kind]["name"] != plugin.name for kind, plugin in (("attack", cell.attack_plugin), ("defense", cell.defense_plugin))):
+        return None
+    usual = {"attack": configure(cell.attack_plugin, {}, {}), "defense": configure(cell.defense_plugin, {}, {})}
+    old = json.loads(json.dumps(resolved))
+    for kind, instance in usual.items():
+        old[kind]["options"] = {**instance.model_dump(mode="json"), **old[kind]["options"]}
+    try:
+        return _without_attack_code(RunSettings(**old).as_json())
+    except ValidationError:
+        return None
+
+
+def _without_attack_code(resolved: dict[str, Any]) -> dict[str, Any]:
+    return {**resolved, "attack": {**resolved["attack"], "source": ""}}
+
+
+def _moved(cell: Cell, record: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """The record under today's run id, with today's settings; `environment.json` still says what made it."""
+    old, new = runs / record["run_id"], runs / cell.settings.run_id
+    renewed = {**record, "run_id": cell.settings.run_id, "resolved": cell.settings.as_json()}
+    part = new.with_name(new.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(old, part, ignore=shutil.ignore_patterns("done.json"))
+    write_atomically(part / "record.json", (canonical(renewed) + "\n").encode())
+    seal(part, {"run_id": cell.settings.run_id})
+    shutil.rmtree(new, ignore_errors=True)
+    part.rename(new)
+    shutil.rmtree(old)
+    _index.cache_clear()
+    return renewed
+
+
+def _same_poison(cell: Cell, record: dict[str, Any]) -> bool:
+    made = poison(cell.attack_plugin, cell.attack, cell.settings.seed, cell.source, cell.suite, cell.settings.sham, cell.stages)
+    sealed = open_record(made.record)
+    cards = Evaluator(cell.suite, cell.attack.probes(cell.suite, sealed.kept), "", cell.stages).cards()
+    return bool(sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"] and cards == record["cards"])

@@ -1,0 +1,105 @@
+"""The wide table for people: percent with intervals and n, and below it what augmentation has no part in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from benchmark.evaluate.statistics import Interval
+from benchmark.report.records import Run
+from benchmark.report.tables import Group, differences, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
+
+FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
+_COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
+
+
+def to_markdown(runs: Sequence[Run]) -> str:
+    """The wide table, the floor beside every ASR, then `+aug` defenses against `clip+aug`, then notes."""
+    found, notes = groups(runs)
+    found = sorted(found, key=lambda group: place_of(group.key))
+    lines = [_line(_COLUMNS), "|" + "---|" * len(_COLUMNS), *(_line(_cells(group)) for group in found)]
+    scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
+    lines += [
+        "",
+        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
+    ]
+    lines += _against_augmentation(runs, found)
+    lines += [f"- {escape(note)}" for note in notes]
+    for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
+        lines.append(f"- {escape(warning)}")
+    return "\n".join(lines) + "\n"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal; empty for a missing one."""
+    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    for mark in ("\\", "|", "`", "<", "[", "]", "*", "_"):
+        clean = clean.replace(mark, "\\" + mark)
+    return clean
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(group: Group) -> list[str]:
+    row = wide_row(group)
+    told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
+    asr = "" if row["asr"] is None else f"{_with_interval(group, 'asr')}, n={row['asr_n']}"
+    curves = [summaries(run) for run in group.runs]
+    return [
+        escape(group.key[0]),
+        escape(group.key[1]) + told,
+        str(row["seeds"]),
+        f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0",
+        asr,
+        *(percent(mean_of([curve.get(name) for curve in curves])) for name in ("asr_last_clip", "asr_mean_last")),
+        percent(row["asr_floor"]),
+        percent(row["triggered_acc1"]),
+        _with_interval(group, "zero_shot_acc1"),
+        _with_interval(group, "linear_probe_acc1"),
+        f"{row['pairs_per_second']:,.0f}" if row["pairs_per_second"] else "",
+    ]
+
+
+def _with_interval(group: Group, metric: str) -> str:
+    value = mean_of([per_run(run, metric) for run in group.runs])
+    return percent(value) + _bracket(interval_of(group, metric))
+
+
+def _bracket(interval: Interval) -> str:
+    return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+
+
+def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[str]:
+    """What a defense adds to augmentation alone: paired differences over shared seeds, beside how often crops show the trigger."""
+    defenses = list(dict.fromkeys(group.key[1] for group in found if group.key[1].partition("[")[0].endswith("+aug")))
+    others = [defense for defense in defenses if defense != "clip+aug"]
+    if not others:
+        return []
+    if "clip+aug" not in defenses:
+        return ["There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here."]
+    lines = []
+    for defense in others:
+        table = differences(runs, defense, "clip+aug")
+        known = set(table["attack"]) if len(table) else set()
+        for attack in [name for name in dict.fromkeys(group.key[0] for group in found) if name in known]:
+            of_attack = table[table["attack"] == attack].set_index("metric")
+            visible = [value for run in runs if run.label("attack") == attack and run.label("defense") == defense if (value := per_run(run, "trigger_visible_share")) is not None]
+            cells = [_difference(of_attack.loc[name]) if name in of_attack.index else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
+            lines.append(_line([escape(attack), escape(defense), str(int(of_attack["n_runs"].max())), *cells, percent(mean_of(visible) if visible else None)]))
+    if not lines:
+        return []
+    header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
+    return ["", "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on):", "", _line(header), "|" + "---|" * len(header), *lines, ""]
+
+
+def _difference(row: Any) -> str:
+    known = not (row["low"] is None or math.isnan(row["low"]))
+    return f"{100 * row['difference']:+.1f}" + (f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]" if known else "")
