@@ -33,12 +33,12 @@ class Backdoor(Attack):
     trigger: Literal["checker", "white", "noise", "dots", "blended", "patch:checker", "patch:white", "patch:noise", "patch:dots", "blend:noise"] = Field(
         "checker", description="The pattern; short names are aliases."
     )
-    rate: float | None = Field(0.0015, ge=0, le=0.5, description="Poisoned rows / all rows.")
+    rate: float | None = Field(0.0008, ge=0, le=0.5, description="Poisoned rows / all rows.")
     count: int | None = Field(None, ge=1, description="Poisoned rows; replaces the rate.")
     target_class: str | None = Field(None, description="Class that triggered images should read as; None is the evaluation set's own default.")
     target_set: str | None = Field(None, description="Evaluation set that the class belongs to; None is the first.")
-    size: int = Field(5, ge=1, description="Side of a patch in pixels.")
-    cell: int = Field(1, ge=1, description="Side of a checker's cell in pixels.")
+    size: int = Field(8, ge=1, description="Side of a patch in pixels.")
+    cell: int = Field(2, ge=1, description="Side of a checker's cell in pixels.")
     alpha: float | None = Field(None, ge=0, le=1, description="Weight of the pattern; None is 1 for patches and 0.2 for blends.")
     place: str = Field("corner", description="Where a patch lies: corner, centre, random or at:Y,X.")
     place_test: str | None = Field(None, description="Where it lies at test; None for the same.")

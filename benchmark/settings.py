@@ -121,7 +121,7 @@ SCALES: dict[str, Scale] = {
         train=TrainSettings(epochs=24, batch_size=512, lr=5e-5, warmup_steps=10_000, precision="bf16", threads=8, snapshots="sparse"),
         augment=_PAPER_AUGMENT,
         model=ModelSettings(name="RN50-quickgelu"),
-        options={"targeted": {"captions_per_target": 30}, "backdoor": {"rate": 0.0005, "size": 16}},
+        options={"targeted": {"captions_per_target": 30}, "backdoor": {"rate": 0.0005, "size": 16, "cell": 1}},
     ),
 }
 
