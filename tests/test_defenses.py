@@ -37,7 +37,7 @@ def test_a_defense_that_opens_a_sealed_record_fails():
         """Source: this test."""
 
         def defend(self, lab):
-            root = next(place for place in sys.modules["benchmark.testing"].Path(lab._stages.root).parent.glob("planted/poison/*/poisoned.record"))
+            root = next(place for place in sys.modules["pathlib"].Path(lab._stages.root).parent.glob("planted/poison/*/poisoned.record"))
             (root / "record.json").read_text()
             return lab.train(Clip()).model
 
