@@ -77,9 +77,11 @@ def matrix_command(
     dry_run: Annotated[bool, typer.Option(help="Say what would run and how long it takes.")] = False,
 ) -> None:
     """Run a grid of cells; finished records are kept beside the grid, and cells that have one are not run again."""
-    from benchmark.matrix import read_grid
+    from benchmark.grid import read_grid
+    from benchmark.matrix import Request
 
-    _run_cells(read_grid(grid, results, jobs), dry_run, f"bench report --results {grid.parent}")
+    asked = read_grid(grid, Request(results=results, jobs=jobs))
+    _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}")
 
 
 @app.command()

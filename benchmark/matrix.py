@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import tomllib
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -196,38 +195,6 @@ def run_all(cells: Sequence[Asked], progress: Progress) -> list[Outcome]:
     if jobs == 1:
         return [_run_one(asked, progress) for asked in cells]
     return _run_pool(cells, jobs, progress)
-
-
-def read_grid(path: Path, results: Path, jobs: int | None) -> list[Asked]:
-    """The cells of a TOML grid: tables `[[part]]` with attacks, defenses, seeds, set, and `scale` above them."""
-    if not path.is_file():
-        raise BenchError(f"no grid at {path}")
-    try:
-        grid = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise BenchError(f"{path}: {error}") from None
-    parts = grid.get("part", [])
-    if not parts:
-        raise BenchError(f"{path} has no [[part]]; each part has attacks, defenses, seeds and perhaps set")
-    cells = []
-    known = {"attacks", "defenses", "seeds", "set", "scale"}
-    for part in parts:
-        strange = set(part) - known
-        if strange:
-            raise BenchError(f"{path}: unknown key {sorted(strange)[0]!r} in a [[part]]. Known keys: {', '.join(sorted(known))}")
-        request = Request(
-            attacks=tuple(part["attacks"]),
-            defenses=tuple(part["defenses"]),
-            seeds=tuple(part.get("seeds", (0,))),
-            scale=part.get("scale", grid.get("scale", "small")),
-            sets=tuple(part.get("set", ())),
-            results=results,
-            jobs=jobs,
-            baseline=False,
-            keep=path.parent,
-        )
-        cells += plan(request)
-    return cells
 
 
 def _run_one(asked: Asked, progress: Progress) -> Outcome:
