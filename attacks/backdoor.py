@@ -33,7 +33,7 @@ class Backdoor(Attack):
     trigger: Literal["checker", "white", "noise", "dots", "blended", "patch:checker", "patch:white", "patch:noise", "patch:dots", "blend:noise"] = Field(
         "checker", description="The pattern; short names are aliases."
     )
-    rate: float | None = Field(0.0008, ge=0, le=0.5, description="Poisoned rows / all rows.")
+    rate: float | None = Field(0.001, ge=0, le=0.5, description="Poisoned rows / all rows.")
     count: int | None = Field(None, ge=1, description="Poisoned rows; replaces the rate.")
     target_class: str | None = Field(None, description="Class that triggered images should read as; None is the evaluation set's own default.")
     target_set: str | None = Field(None, description="Evaluation set that the class belongs to; None is the first.")

@@ -106,7 +106,7 @@ SCALES: dict[str, Scale] = {
         name="small",
         summary="10,000 drawn pairs at 32 px on one CPU core, about two minutes a training",
         train=TrainSettings(epochs=16),
-        options={"roclip": {"first_matched_epoch": 6}},
+        options={"roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08}},
     ),
     "medium": Scale(
         name="medium",
