@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,10 @@ Results = Annotated[Path, typer.Option(help="Folder of runs and, unless --cache 
 Cache = Annotated[Path | None, typer.Option(help="Folder of finished stages. Default: <results>/cache.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="An option, as attack.rate=0.001, defense.every=3, train.epochs=12. Repeatable.")]
 
+Data = Annotated[Path | None, typer.Option(help="Your pairs: .tsv (filepath/title or image/caption) or .csv (image or path, caption).")]
+Evaluation = Annotated[Path | None, typer.Option("--eval", help="Your evaluation set: a folder with train/<class>/ and test/<class>/.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths are relative to. Default: the manifest's.")]
+
 
 @app.command("run")
 def run_command(
@@ -32,9 +37,9 @@ def run_command(
     seed: Annotated[int | None, typer.Option(min=0, help="One seed.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Several, as 0,1,2 or 0-4.")] = None,
     sets: Sets = None,
-    data: Annotated[Path | None, typer.Option(help="Your pairs: .tsv (filepath/title or image/caption) or .csv (image or path, caption).")] = None,
-    evaluation: Annotated[Path | None, typer.Option("--eval", help="Your evaluation set: a folder with train/<class>/ and test/<class>/.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to. Default: the manifest's.")] = None,
+    data: Data = None,
+    evaluation: Evaluation = None,
+    image_root: ImageRoot = None,
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
@@ -72,7 +77,12 @@ def run_command(
 @app.command("matrix")
 def matrix_command(
     grid: Annotated[Path, typer.Argument(help="A TOML file with [[part]] tables: attacks, defenses, seeds, set.")],
+    sets: Sets = None,
+    data: Data = None,
+    evaluation: Evaluation = None,
+    image_root: ImageRoot = None,
     results: Results = Path("results"),
+    cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would run and how long it takes.")] = False,
 ) -> None:
@@ -80,8 +90,11 @@ def matrix_command(
     from benchmark.grid import read_grid
     from benchmark.matrix import Request
 
-    asked = read_grid(grid, Request(results=results, jobs=jobs))
-    _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}")
+    request = Request(sets=tuple(sets or ()), data=data, eval=evaluation, image_root=image_root, results=results, cache=cache, jobs=jobs)
+    asked = read_grid(grid, request)
+    if asked.about:
+        typer.echo(asked.about, err=True)
+    _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}", asked.expected)
 
 
 @app.command()
@@ -225,10 +238,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run_cells(cells: list[Any], dry_run: bool, next_command: str) -> None:
+def _run_cells(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any] = ()) -> None:
     from benchmark.matrix import run_all
     from benchmark.progress import Progress
-    from benchmark.report.terminal import print_outcomes
+    from benchmark.report.terminal import print_expected, print_outcomes
     from benchmark.show import preview
 
     progress = Progress()
@@ -244,6 +257,8 @@ def _run_cells(cells: list[Any], dry_run: bool, next_command: str) -> None:
         typer.echo("interrupted; the same command continues from here", err=True)
         raise typer.Exit(130) from None
     print_outcomes(outcomes)
+    if expected:
+        print_expected(expected, outcomes)
     for outcome in outcomes:
         if outcome.error:
             typer.echo(f"error: {outcome.asked.name}: {outcome.error}" if len(outcomes) > 1 else f"error: {outcome.error}", err=True)

@@ -33,13 +33,11 @@ class Grid:
 
     Attributes:
         about: what the grid is, for people.
-        needs: what data must lie where; empty for the drawn world.
     """
 
     cells: list[Asked]
     expected: tuple[Expected, ...]
     about: str
-    needs: str
 
 
 _TOP = {"scale", "about", "needs", "set", "part", "expected"}
@@ -65,6 +63,9 @@ def read_grid(path: Path, request: Request) -> Grid:
     parts = grid.get("part", [])
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         raise BenchError(f"{path} has no [[part]]; each part has attacks, defenses, seeds and perhaps set")
+    needs = " ".join(str(grid.get("needs", "")).split())
+    if needs and request.data is None:
+        raise BenchError(f"{path} wants data of yours. {needs}")
     cells: list[Asked] = []
     for part in parts:
         _check_keys(path, "a [[part]]", part, _PART)
@@ -87,7 +88,7 @@ def read_grid(path: Path, request: Request) -> Grid:
     except (ValidationError, TypeError) as error:
         problem = str(error.errors()[0]["loc"][0]) + " " + error.errors()[0]["msg"].lower() if isinstance(error, ValidationError) else str(error)
         raise BenchError(f"{path}: [[expected]]: {problem}") from None
-    return Grid(cells, expected, str(grid.get("about", "")).strip(), str(grid.get("needs", "")).strip())
+    return Grid(cells, expected, str(grid.get("about", "")).strip())
 
 
 def _check_keys(path: Path, where: str, table: dict[str, Any], known: set[str]) -> None:

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmark.errors import BenchError
-from benchmark.grid import read_grid
+from benchmark.grid import Expected, read_grid
 from benchmark.matrix import Request
+from benchmark.report.terminal import print_expected
 
 ROOT = Path(__file__).parents[1]
 PART = '[[part]]\nattacks = ["none", "backdoor"]\ndefenses = ["clip"]\nseeds = [0, 3]\n'
@@ -51,6 +53,29 @@ def test_a_grid_that_cannot_be_read_says_why_in_one_sentence(tmp_path, text, rea
 def test_a_grid_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BenchError, match=r"no grid at .*missing\.toml"):
         read_grid(tmp_path / "missing.toml", Request())
+
+
+RECIPES = sorted(ROOT.glob("results/recipes/*/grid.toml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+def test_a_recipe_says_what_data_it_wants_and_parses_once_it_is_given(path, tmp_path):
+    with pytest.raises(BenchError, match="wants data of yours"):
+        read_grid(path, Request())
+    grid = read_grid(path, Request(data=tmp_path / "pairs.tsv", eval=tmp_path))
+    assert {cell.request.scale for cell in grid.cells} == {"paper"}
+    rows = {(cell.attack, cell.defense) for cell in grid.cells}
+    assert grid.expected
+    assert all((entry.attack, entry.defense) in rows and entry.source and entry.sure for entry in grid.expected)
+
+
+def test_published_numbers_stand_beside_ours_with_their_intervals(tmp_path, capsys):
+    entry = Expected(attack="targeted", defense="roclip+aug", metric="asr", value=0.125, n=16, source="a paper", sure="quite")
+    print_expected((entry,), (), Console(width=200))
+    shown = capsys.readouterr().out
+    assert "12.5 % [3.5, 36.0]" in shown
+    assert "not run" in shown
+    assert "a paper. quite" in shown
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("results/reference/*/grid.toml")), ids=lambda path: path.parent.name)

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.evaluate.statistics import over_runs
+from benchmark.evaluate.statistics import Interval, over_runs, wilson
+from benchmark.grid import Expected
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
-from benchmark.report.tables import groups, per_run
+from benchmark.report.tables import groups, interval_of, mean_of, per_run
 
 
 def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> None:
@@ -32,6 +33,27 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
     console.print(table)
     for warning in dict.fromkeys(line for run in runs for line in run.record["warnings"]):
         console.print(Text(f"note: {warning}"))
+
+
+def print_expected(expected: Sequence[Expected], outcomes: Sequence[Any], console: Console | None = None) -> None:
+    """Prints published numbers beside ours, with the interval of each that has one, and how sure the published one is."""
+    console = console or Console(highlight=False)
+    runs = [Run(outcome.record, {}, Path()) for outcome in outcomes if outcome.record is not None]
+    table = Table(title="Published numbers beside ours", title_justify="left")
+    for name in ("attack", "defense", "metric", "published", "ours", "source, and how sure it is"):
+        table.add_column(name, overflow="fold")
+    for entry in expected:
+        ours = [group for group in groups(runs)[0] if (group.key[0].partition("[")[0], group.key[1].partition("[")[0]) == (entry.attack, entry.defense)]
+        cells = [_with_bracket(mean_of([per_run(run, entry.metric) for run in group.runs]), interval_of(group, entry.metric)) for group in ours]
+        low, high = wilson(round(entry.value * entry.n), entry.n) if entry.n else (None, None)
+        published = _with_bracket(entry.value, Interval(low, high, ""))
+        table.add_row(*(Text(cell) for cell in (entry.attack, entry.defense, entry.metric, published, "; ".join(cells) or "not run", f"{entry.source}. {entry.sure}")))
+    console.print(table)
+
+
+def _with_bracket(value: float | None, interval: Interval) -> str:
+    bracket = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+    return percent(value) + bracket
 
 
 def _row(group: Any) -> list[str]:
