@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from benchmark.data.images import Images, open_images, pick
+
 SPLITS = ("train", "held_out", "clean")
 
 
@@ -21,14 +23,14 @@ class Pairs:
         ids: stable names, one a row.
         refs: where each image comes from (a path or a drawn row).
         captions: verbatim.
-        images: uint8 (n, S, S, 3), memory-mapped.
+        images: uint8 (n, S, S, 3), memory-mapped or decoded when asked for.
         tags: columns of words known of each row (`object`, ...); empty for data that has none.
     """
 
     ids: list[str]
     refs: list[str]
     captions: list[str]
-    images: NDArray[np.uint8]
+    images: Images
     tags: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -75,12 +77,18 @@ def save_rows(folder: Path, split: Sequence[str], ids: Sequence[str], refs: Sequ
 def load_splits(folder: Path, n: int, side: int) -> dict[str, Pairs]:
     """The splits of a source, images memory-mapped."""
     table = pd.read_parquet(folder / "rows.parquet")
-    images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="r", shape=(n, side, side, 3))
+    images = open_images(folder, n, side)
     found = {}
     for split, begin, end in _runs(table["split"].tolist()):
         part = table.iloc[begin:end]
         tags = {str(name).removeprefix("tag_"): part[name].tolist() for name in part.columns if str(name).startswith("tag_")}
-        found[split] = Pairs(part["id"].tolist(), part["image"].tolist(), part["caption"].tolist(), images[begin:end], tags)
+        found[split] = Pairs(
+            part["id"].tolist(),
+            part["image"].tolist(),
+            part["caption"].tolist(),
+            images[begin:end] if isinstance(images, np.ndarray) else pick(images, np.arange(begin, end)),
+            tags,
+        )
     return found
 
 

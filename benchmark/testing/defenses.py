@@ -121,7 +121,7 @@ class _DefenseSubject:
                 rows = torch.arange(len(packed)) if part.rows is None else torch.as_tensor(np.asarray(part.rows), dtype=torch.int64)
                 for begin, end in itertools.pairwise((0, *ends)):
                     chosen = rows[begin:end]
-                    batch = defense.views(make_batch(images, tokens, lengths, chosen, Budget(TRAIN, AugmentSettings(), False, 0), now), torch.Generator().manual_seed(0))
+                    batch = defense.views(make_batch(images[chosen], tokens, lengths, chosen, Budget(TRAIN, AugmentSettings(), False, 0), now), torch.Generator().manual_seed(0))
                     model.net.zero_grad()
                     loss = (part.loss or defense.loss)(model, batch, now)
                     expect(loss.ndim == 0 and math.isfinite(float(loss.detach())), f"epoch {epoch}: a batch of {len(chosen)} gives the loss {loss.tolist()}")

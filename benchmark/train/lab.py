@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.contract import Defense
+from benchmark.data.images import Images, pick
 from benchmark.data.pack import Pack
 from benchmark.data.tokens import Tokenizer
 from benchmark.errors import BenchError
@@ -35,7 +36,7 @@ VERSION = 1
 class PairsView:
     """Image and caption of each row, and nothing else. Rows are handles: positions that tell nothing."""
 
-    images: NDArray[np.uint8]
+    images: Images
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -228,7 +229,7 @@ class Lab:
         chosen = np.asarray(rows, dtype=np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self.pairs)):
             raise BenchError(f"lab.train(rows=...) holds handles outside 0..{len(self.pairs) - 1}")
-        view = PairsView(self.pairs.images[chosen], tuple(self.pairs.captions[row] for row in chosen))
+        view = PairsView(pick(self.pairs.images, chosen), tuple(self.pairs.captions[row] for row in chosen))
         return view, self._tokens[chosen], f"{self._content}:{digest(chosen.tolist())[:24]}"
 
     def _train(self, defense: Defense, view: PairsView, plain: NDArray[np.uint16], start: Model | None, trainable: str, budget: Budget, folder: Path) -> None:

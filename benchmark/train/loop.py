@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.contract import Batch, Defense, Pass
+from benchmark.data.images import Images
 from benchmark.errors import BenchError
 from benchmark.progress import Progress
 from benchmark.seeding import torch_generator
@@ -27,6 +28,7 @@ from benchmark.stages import write_atomically
 from benchmark.train import schedule
 from benchmark.train.augment import augment
 from benchmark.train.model import Model, optimizer, save_weights
+from benchmark.train.pixels import Pixels
 from benchmark.train.views import TextViews
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100
@@ -104,12 +106,12 @@ class TrainingData:
     """Rows in training order.
 
     Attributes:
-        images: uint8 (n, S, S, 3).
+        images: uint8 (n, S, S, 3), decoded or not.
         plain_tokens: uint16 (n, L), captions as they are.
         texts: the text views of each epoch.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     plain_tokens: NDArray[np.uint16]
     texts: TextViews
 
@@ -141,7 +143,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
     total = steps_per_epoch * settings.epochs
     warm = schedule.warmup(settings, total)
     torch.set_num_threads(settings.threads)
-    images = torch.from_numpy(np.array(data.images)).to(model.device)
+    pixels = Pixels(data.images, model.device)
     now = opening(model, data, budget)
     used = data.texts.vocabulary(data.plain_tokens)
     if used is not None:
@@ -164,7 +166,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
             rates: list[float] = []
             began, done = time.perf_counter(), 0
             for part, batches in zip(passes, work, strict=True):
-                for index, rows in enumerate(batches):
+                for index, (rows, shown) in enumerate(pixels.feed(batches)):
                     position = steps_per_epoch * (epoch - 1) + done * steps_per_epoch / planned
                     now.step = int(position)
                     late = steps_per_epoch if settings.schedule == "official" else 0
@@ -173,7 +175,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
                     rates.append(rate)
                     for group in adam.param_groups:
                         group["lr"] = rate
-                    batch = make_batch(images, tokens, lengths, rows, budget, now)
+                    batch = make_batch(shown, tokens, lengths, rows, budget, now)
                     adam.zero_grad(set_to_none=False)
                     loss = (part.loss or defense.loss)(model, defense.views(batch, rng), now)
                     torch.autograd.backward(loss)
@@ -223,10 +225,10 @@ def text_lengths(tokens: Tensor) -> Tensor:
 
 
 def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, budget: Budget, now: Now) -> Batch:
-    """The batch of these rows (b,), out of all images uint8 (n, S, S, 3) and tokens (views, n, L)."""
+    """The batch of these rows (b,): their images uint8 (b, S, S, 3), and their part of all tokens (views, n, L)."""
     longest = int(lengths[rows].max())
     rows = rows.to(images.device)
-    raw = images[rows].permute(0, 3, 1, 2).float().div_(255)
+    raw = images.permute(0, 3, 1, 2).float().div_(255)
     shown = augment(raw, budget.augment, now.rng) if budget.augmented else raw
     return Batch(shown, raw, tokens[:, rows, :longest], rows)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import benchmark.train.small_convnet  # noqa: F401 (registers the tower with timm)
+from benchmark.data.images import Images
 from benchmark.data.tokens import Tokenizer
 from benchmark.errors import BenchError, unknown
 from benchmark.seeding import stream_key
@@ -81,7 +82,7 @@ class Model:
         return functional.normalize(features.float(), dim=-1)
 
     @torch.no_grad()
-    def encode_images(self, images: NDArray[np.uint8], batch_size: int = 256) -> Tensor:
+    def encode_images(self, images: Images, batch_size: int = 256) -> Tensor:
         """Features float32 (n, d) on the CPU, of uint8 images (n, S, S, 3), in eval mode."""
         was_training = self.net.training
         self.net.eval()
