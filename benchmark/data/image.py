@@ -2,7 +2,9 @@
 
 import hashlib
 import io
-import warnings
+import os
+import re
+import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,10 +17,14 @@ from PIL import Image, UnidentifiedImageError
 from benchmark.errors import BenchError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_KNOWN = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 MAX_PIXELS = 50_000_000
 MAX_ASPECT = 20.0
 MIN_SIDE = 8
 _BLOCK = 4096
+# What Pillow raises on damaged files, besides its own errors.
+_BROKEN = (OSError, EOFError, SyntaxError, ValueError, LookupError, ArithmeticError, struct.error)
+_SHARD_REF = re.compile(r"tar:(\d+)\+(\d+):(/.*)", re.DOTALL)
 
 
 def decode(path: Path, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -29,20 +35,66 @@ def decode(path: Path, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
     Raises:
         BenchError: the file is missing, broken, truncated, too large or too thin; the sentence names the file.
     """
+    return _decoded(path, str(path), side, max_pixels)
+
+
+def decode_bytes(raw: bytes, name: str, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The image in the bytes of a file, as `decode`; messages call it `name`."""
+    return _decoded(io.BytesIO(raw), name, side, max_pixels)
+
+
+def shard_ref(shard: Path, offset: int, size: int) -> str:
+    """What names an image within a tar: `tar:<offset>+<size>:<absolute path>`. Paths of image files never begin so, being absolute."""
+    return f"tar:{offset}+{size}:{shard.absolute()}"
+
+
+def read_ref(ref: str) -> bytes:
+    """The bytes of the image file that a reference names: a path, or a place in a tar.
+
+    Raises:
+        BenchError: it is not there, or the tar ends before.
+    """
+    path, offset, size = _place(ref)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as opened:
-                width, height = opened.size
-                if width * height > max_pixels:
-                    raise BenchError(f"{path}: {width}x{height} pixels are more than {max_pixels}; shrink the image or leave it out")
-                if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
-                    raise BenchError(f"{path}: an image of {width}x{height} pixels leaves nothing to crop; leave it out")
-                return square(opened.convert("RGB"), side)
+        with open(path, "rb", buffering=0) as file:
+            raw = file.read() if size is None else os.pread(file.fileno(), size, offset)
     except FileNotFoundError:
         raise BenchError(f"no file at {path}") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
-        raise BenchError(f"{path} is not a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image: {error}") from None
+    except OSError as error:
+        raise BenchError(f"cannot read {path}: {error.strerror}") from None
+    if size is not None and len(raw) != size:
+        raise BenchError(f"{path} has been cut off since it was listed; there is no image at byte {offset}")
+    return raw
+
+
+def decode_ref(ref: str, side: int) -> NDArray[np.uint8]:
+    """The image that a reference names (a path, or a place in a tar), as `decode`."""
+    path, offset, size = _place(ref)
+    return decode(Path(path), side) if size is None else decode_bytes(read_ref(ref), f"{path} at byte {offset}", side)
+
+
+def _place(ref: str) -> tuple[str, int, int | None]:
+    """Path, offset and size; without a size it is a whole file."""
+    found = _SHARD_REF.fullmatch(ref)
+    return (found[3], int(found[1]), int(found[2])) if found else (ref, 0, None)
+
+
+def _decoded(file: Path | io.BytesIO, name: str, side: int, max_pixels: int) -> NDArray[np.uint8]:
+    try:
+        # Pillow warns from 89 million pixels and refuses twice that; its filters of warnings are not safe to change in threads.
+        with Image.open(file, formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                raise BenchError(f"{name}: {width}x{height} pixels are more than {max_pixels}; shrink the image or leave it out")
+            if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
+                raise BenchError(f"{name}: an image of {width}x{height} pixels leaves nothing to crop; leave it out")
+            return square(opened.convert("RGB"), side)
+    except FileNotFoundError:
+        raise BenchError(f"no file at {name}") from None
+    except UnidentifiedImageError:
+        raise BenchError(f"{name} is not a whole {_KNOWN} image: its content is something else") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, *_BROKEN) as error:
+        raise BenchError(f"{name} is not a whole {_KNOWN} image: {error}") from None
 
 
 def decode_many(files: Sequence[str], side: int) -> Iterator[NDArray[np.uint8]]:
