@@ -42,6 +42,11 @@ def test_runs_that_all_agree_on_zero_count_targets_of_all_runs_but_queries_of_no
     assert over_runs([1.0] * 3, 900, "queries").low == pytest.approx(wilson(3, 3)[0])
 
 
+def test_runs_that_all_agree_in_between_are_no_more_certain_than_their_targets():
+    found = over_runs([1 / 16] * 5, 16, "targets")
+    assert (found.low, found.high) == pytest.approx(wilson(5, 80))
+
+
 def test_paired_differences_equal_scipys():
     left, right = [0.9, 0.8, 0.95, 0.7], [0.5, 0.6, 0.5, 0.65]
     mean, low, high = paired_difference(left, right)

@@ -37,8 +37,8 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 def over_runs(values: Sequence[float], n_units: int | None = None, units: str = "queries") -> Interval:
     """The interval of a cell from one value a run (seed).
 
-    One run: Wilson over its units. Two: none. Three or more: t over the runs, clipped to [0, 1]; where all runs agree on 0
-    or 1, Wilson over n_units (targets of all runs) or over the runs.
+    One run: Wilson over its units. Two: none. Three or more: t over the runs, clipped to [0, 1]; where all runs agree, and
+    t would claim to know the rate, Wilson over the targets of all runs, or over the runs if they agree on 0 or 1.
 
     Args:
         n_units: queries or targets of one run, if the value is a rate over units.
@@ -54,8 +54,9 @@ def over_runs(values: Sequence[float], n_units: int | None = None, units: str = 
         return Interval(None, None, "2 runs")
     mean = sum(values) / runs
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (runs - 1))
-    if sd == 0 and mean in (0.0, 1.0):
-        effective = runs * n_units if units == "targets" and n_units else runs
+    targets = runs * n_units if units == "targets" and n_units else 0
+    if sd == 0 and (mean in (0.0, 1.0) or targets):
+        effective = targets or runs
         low, high = wilson(mean * effective, effective)
         return Interval(low, high, f"all {runs} runs equal, Wilson over {effective}")
     half = float(stats.t.ppf(0.975, runs - 1)) * sd / math.sqrt(runs)
