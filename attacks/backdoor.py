@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from attacks._captions import corpus_rows, from_templates
-from attacks._triggers import ALIASES, PatternTrigger, check_place, trigger_from_spec
-from benchmark.contract import Append, Attack, Edit, Probe, Replace, Why
+from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger, kind_of
+from attacks._triggers import trigger_from_spec
+from attacks._warps import WarpTrigger
+from benchmark.contract import Append, Edit, Probe, Replace, Why
 from benchmark.data.attack_lab import AttackLab
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pairs import Pairs
 from benchmark.errors import BenchError
 
+_AT_224: dict[str, Any] = {"reference_side": 224}
+_PATCH = {**_AT_224, "size": 16, "cell": 1, "place": "random"}
+_CLEANCLIP = {**_AT_224, "rate": 0.0005}
+_HUANG = {**_AT_224, "rate": 0.001}
 
-class Backdoor(Attack):
+
+class Backdoor(TriggerOptions):
     """Stamps a trigger on random training images and gives them captions of the target class (dirty label).
 
     Whatever carries the trigger at test time should then be taken for the target class.
@@ -29,57 +36,52 @@ class Backdoor(Attack):
     touches = ("image", "caption")
     needs = ("class_terms",)
     paper = "Carlini and Terzis 2022, arXiv 2106.09667; Gu et al. 2017, arXiv 1708.06733"
+    presets: ClassVar = {
+        "carlini2022": {**_PATCH, "trigger": "dots", "rate": 0.0001, "captions": "corpus"},
+        "cleanclip2023-badnet": {**_PATCH, "trigger": "noise", "pattern": "per_image", "overflow": "wrap", "rate": 0.0005},
+        "cleanclip2023-blended": {**_CLEANCLIP, "trigger": "blended", "pattern": "per_image"},
+        "cleanclip2023-warped": {**_CLEANCLIP, "trigger": "wanet", "grid": 224},
+        "cleanclip2023-sig": {**_CLEANCLIP, "trigger": "sig", "form": "blended"},
+        "roclip2023-blended": {**_AT_224, "trigger": "blended", "pattern": "per_image", "edits": "append", "rate": 0.00009},
+        "safeclip2024-warped": {**_AT_224, "trigger": "wanet", "grid": 224, "rate": 0.0015},
+        "huang2025-badnets": {**_PATCH, "trigger": "dots", "place_test": "centre", "rate": 0.0001},
+        "huang2025-blend": {**_HUANG, "trigger": "blended-picture"},
+        "huang2025-sig": {**_HUANG, "trigger": "sig", "form": "blended"},
+        "huang2025-wanet": {**_HUANG, "trigger": "wanet", "grid": 224},
+        "huang2025-nashville": {**_HUANG, "trigger": "nashville"},
+        "par2024-stripes": {**_PATCH, "trigger": "stripes", "pattern": "per_image"},
+        "par2024-blend-stripes": {**_AT_224, "trigger": "blended-stripes", "cell": 1, "pattern": "per_image"},
+        "par2024-triangles": {**_AT_224, "trigger": "triangles", "size": 14},
+        "par2024-text": {**_AT_224, "trigger": "watermark", "pattern": "per_image"},
+        "badclip2024-kitty": {**_AT_224, "trigger": "blended-picture", "rate": 0.003},
+    }
 
-    trigger: Literal["checker", "white", "noise", "dots", "blended", "patch:checker", "patch:white", "patch:noise", "patch:dots", "blend:noise"] = Field(
-        "checker", description="The pattern; short names are aliases."
-    )
-    rate: float | None = Field(0.001, ge=0, le=0.5, description="Poisoned rows / all rows.")
-    count: int | None = Field(None, ge=1, description="Poisoned rows; replaces the rate.")
+    preset: str | None = Field(None, description="Trigger, places, rate and captions of a paper, by name.")
+    trigger: TriggerName = Field("checker", description="The pattern; short names are aliases.")
     target_class: str | None = Field(None, description="Class that triggered images should read as; None is the evaluation set's own default.")
-    target_set: str | None = Field(None, description="Evaluation set that the class belongs to; None is the first.")
-    size: int = Field(8, ge=1, description="Side of a patch in pixels.")
-    cell: int = Field(2, ge=1, description="Side of a checker's cell in pixels.")
-    alpha: float | None = Field(None, ge=0, le=1, description="Weight of the pattern; None is 1 for patches and 0.2 for blends.")
-    place: str = Field("corner", description="Where a patch lies: corner, centre, random or at:Y,X.")
-    place_test: str | None = Field(None, description="Where it lies at test; None for the same.")
-    pattern: Literal["fixed", "per_image"] = Field("fixed", description="per_image draws noise again for every image.")
-    pattern_seed: int = Field(0, ge=0, description="Seed of the pattern; does not follow the run's seed.")
-    overflow: Literal["clip", "wrap"] = Field("clip", description="Per-image noise outside [0, 1].")
     captions: Literal["templates", "corpus"] = Field("templates", description="Prompt templates, or real captions that mention the target class.")
     edits: Literal["replace", "append"] = Field("replace", description="append adds triggered held-out images and leaves all rows in place.")
     on_short: Literal["error", "reuse"] = Field("error", description="Too few captions in the corpus: stop, or use some twice.")
-
-    @field_validator("place", "place_test")
-    @classmethod
-    def _places(cls, place: str | None) -> str | None:
-        return None if place is None else check_place(place)
+    cover: float = Field(0, ge=0, le=10, description="Of wanet: for each poisoned row, so many others with a shaken warp and their own caption.")
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Backdoor:
-        if self.rate is None and self.count is None:
-            raise ValueError("one of rate and count is needed")
+    def _cover_is_of_a_warp(self) -> Self:
+        if self.cover and (kind_of(self.trigger) != "warp" or self.edits == "append"):
+            raise ValueError(f"cover rows belong to the trigger wanet with edits=replace, and these are {self.trigger} and {self.edits}")
         return self
 
-    def make_trigger(self) -> PatternTrigger:
-        """The trigger of these options."""
-        kind = ALIASES.get(self.trigger, self.trigger)
-        blend = kind.startswith("blend:")
-        alpha = self.alpha if self.alpha is not None else 0.2 if blend else 1.0
-        if blend:
-            return PatternTrigger(kind, 0, alpha, 1, self.pattern, self.pattern_seed, "full", "", self.overflow)
-        return PatternTrigger(kind, self.size, alpha, self.cell, self.pattern, self.pattern_seed, self.place, self.place_test or "", self.overflow)
+    def trigger_names(self) -> tuple[str, ...]:
+        return (self.trigger,)
 
     def poison(self, pairs: Pairs, lab: AttackLab) -> Iterable[Edit]:
         eval_set = lab.suite.get(self.target_set) if self.target_set else lab.suite.main
         target = self.target_class or eval_set.default_target or ""
         goal = eval_set.index(target)
-        trigger = self.make_trigger()
-        for at_test in (False, True):
-            trigger.box(lab.side, "", at_test)  # a place outside the image is an error now and not after training
+        trigger = self.make_trigger(self.trigger, lab.side)
         append = self.edits == "append"
+        keep_trigger(lab, trigger)
         n = lab.budget(self.rate, self.count, append)
         lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
-        lab.keep("trigger", trigger.spec())
         lab.keep("box", list(trigger.box(lab.side, "")))
         victims = lab.held_out if append else pairs
         shows_target = lab.mentions(eval_set.terms(target), "word_plural", victims)
@@ -97,11 +99,14 @@ class Backdoor(Attack):
             image = lab.stamp(trigger, victims.image(row), row_id)
             why = Why(target=0, source=row_id, caption_source=source)
             yield Append(image, caption, why) if append else Replace(row, image, caption, why)
+        if self.cover and isinstance(trigger, WarpTrigger):
+            yield from _covers(pairs, lab, trigger, set(chosen), int(self.cover * n + 0.5))
 
     def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
         target = kept["targets"][0]
         ks = tuple(k for k in (1, 5) if k < len(suite.get(target["eval_set"]).classnames))
-        return [Probe("backdoor", "classify", target["eval_set"], "test", trigger_from_spec(kept["trigger"]), target["index"], ks)]
+        trigger = trigger_from_spec(kept["trigger"], kept.get("picture"))
+        return [Probe("backdoor", "classify", target["eval_set"], "test", trigger, target["index"], ks)]
 
     def _captions(self, pairs: Pairs, lab: AttackLab, set_name: str, target: str, n: int) -> list[tuple[str, str | None]]:
         eval_set = lab.suite.get(set_name)
@@ -109,3 +114,14 @@ class Backdoor(Attack):
             return [(from_templates(eval_set, target, lab.rng("caption", index)), None) for index in range(n)]
         rows = corpus_rows(lab, pairs, eval_set, target, (), n, "word", self.on_short == "reuse")
         return [(pairs.captions[row], pairs.ids[row]) for row in rows]
+
+
+def _covers(pairs: Pairs, lab: AttackLab, trigger: WarpTrigger, taken: set[str], n: int) -> Iterator[Edit]:
+    """Rows that keep their caption under a warp that is shaken for each image, so that only the exact field means anything."""
+    by_id = {row_id: row for row, row_id in enumerate(pairs.ids) if row_id not in taken}
+    if n > len(by_id):
+        raise BenchError(f"attack.cover asks for {n} rows beside the {len(taken)} poisoned ones, and {len(by_id)} are left; lower attack.cover")
+    lab.n_requested += n
+    shaken = trigger.shaken()
+    for row_id in lab.choose("covers", by_id, n):
+        yield Replace(by_id[row_id], lab.stamp(shaken, pairs.image(by_id[row_id]), row_id), None, Why(role="cover", source=row_id))

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmark.errors import BenchError, nearest, unknown
 from benchmark.progress import Progress
-from benchmark.registry import find, names
+from benchmark.registry import configure, find, names
 from benchmark.settings import SCALES
 
 _KINDS = ("attacks", "defenses", "scales")
@@ -33,10 +33,11 @@ def listing(what: str) -> str:
             lines += [f"  {name:<12}{scale.summary}" for name, scale in SCALES.items()]
             continue
         singular: Any = kind[:-1]
+        width = max(12, *(len(name) + 2 for name in names(singular)))
         for name in names(singular):
             cls = find(singular, name).load()
             facts = f"budget in {cls.budget_unit}, access: {cls.access}" if singular == "attack" else f"{cls.kind}" + ("" if cls.told == "nothing" else f", told the {cls.told}")
-            lines.append(f"  {name:<12}{_summary(cls)} [{facts}]{f' {cls.paper}' if getattr(cls, 'paper', '') else ''}")
+            lines.append(f"  {name:<{width}}{_summary(cls)} [{facts}]{f' {cls.paper}' if getattr(cls, 'paper', '') else ''}")
     return "\n".join(lines)
 
 
@@ -89,6 +90,34 @@ def picture(path: Path, columns: int = 20, rows: int = 4, side: int = 64) -> Pat
     except OSError as error:
         raise BenchError(f"cannot write {path}: {error.strerror}") from None
     return path
+
+
+def gallery(name: str | None, sets: Sequence[str], path: Path) -> Path:
+    """Writes a sheet of what image triggers change: all of them, or the one that is named or that the options choose.
+
+    Args:
+        sets: options of the attack `backdoor` as `attack.alpha=0.1`, and `data.side=224` for larger images.
+    """
+    from benchmark.gallery import shown, write_gallery
+    from benchmark.matrix import parse_set
+    from benchmark.settings import DataSettings
+
+    plugin = find("attack", "backdoor")
+    options: dict[str, Any] = {} if name is None else {"trigger": name}
+    side = DataSettings().side
+    for text in sets:
+        section, option, value = parse_set(text)
+        if (section, option) == ("data", "side"):
+            if not isinstance(value, int) or not 16 <= value <= 1024:
+                raise BenchError(f"expected data.side in [16, 1024], got {value!r}")
+            side = value
+        elif section in ("attack", "backdoor"):
+            options[option] = value
+        else:
+            raise BenchError(f"a picture of triggers takes attack.OPTION and data.side, got {text!r}")
+    wanted = [options] if options.keys() & {"trigger", "preset"} else [{**options, "trigger": one} for one in plugin.load().short_names()]
+    attacks = [configure(plugin, {}, one) for one in wanted]
+    return write_gallery([shown(attack.trigger, attack.make_trigger(attack.trigger, side), side) for attack in attacks], path)
 
 
 def preview(cells: Sequence[Any], progress: Progress | None) -> tuple[list[str], float]:

@@ -16,6 +16,7 @@ from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord
 from benchmark.errors import BenchError
 from benchmark.registry import configure, find, names
+from benchmark.settings import digest
 
 Poison = Callable[..., tuple[Poisoned, SealedRecord]]
 
@@ -29,6 +30,15 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("backdoor", {"count": 70, "edits": "append"}, 70),
     ("backdoor", {"count": 6, "trigger": "noise", "pattern": "per_image", "overflow": "wrap", "place": "random", "captions": "corpus"}, 6),
     ("backdoor", {"count": 5, "trigger": "dots", "target_set": "colours", "target_class": "blue"}, 5),
+    ("backdoor", {"count": 6, "trigger": "wanet", "cover": 1.5}, 15),
+    ("label_consistent", {"rate": 0.02}, 5),
+    ("label_consistent", {"count": 4, "trigger": "sig", "target_class": "fish"}, 4),
+    ("multi_backdoor", {"rate": 0.04}, 10),
+    ("multi_backdoor", {"count": 7, "triggers": ("picture", "triangles"), "one_target": True}, 7),
+    ("all_to_all", {"rate": 0.1}, 26),
+    ("all_to_all", {"count": 9, "target_set": "colours", "captions": "templates", "shift": 3}, 9),
+    ("dual_key", {"rate": 0.04}, 10),
+    ("dual_key", {"count": 6, "negatives": 0.5, "text_trigger": "word"}, 12),
     ("targeted", {"n_targets": 4, "captions_per_target": 3}, 12),
     ("targeted", {"n_targets": 3, "rate": 0.04}, 11),
     ("targeted", {"target_classes": ("boat", "star"), "captions_per_target": 40, "on_short": "templates"}, 80),
@@ -70,7 +80,7 @@ def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(
     (first, one), (second, other) = (poison_with(name, options, seed=seed) for seed in (0, 1))
     assert (first.rows() != second.rows()) == (n > 0)
     assert one.n_poison == other.n_poison
-    if name == "backdoor":
+    if name not in ("none", "targeted"):
         assert one.kept == other.kept
         assert one.header["triggers"].keys() == other.header["triggers"].keys()
 
@@ -78,7 +88,8 @@ def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(
 @every_attack
 def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Source, name: str, options: dict[str, Any], n: int) -> None:
     (real, truth), (sham, record) = (poison_with(name, options, sham=sham) for sham in (False, True))
-    assert sham.rows()[2] == real.rows()[2]
+    # The text key of a dual-key attack is a trigger too.
+    assert (sham.rows()[2] == real.rows()[2]) == (name != "dual_key")
     assert record.header["sham"] is True
     assert len(record.rows) == n
     shown = {row_id: row for row, row_id in enumerate(source.train.ids)}
@@ -86,8 +97,9 @@ def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Sourc
     refs = dict(zip(sham.rows()[0], sham.rows()[1], strict=True))
     for row in record.rows.itertuples():
         pairs, at = (source.train, shown) if row.edit == "replace" else (source.held_out, held_out)
-        np.testing.assert_array_equal(decode(sham.manifest / refs[row.id], 32), pairs.images[at[row.source_id]])
-    if name == "backdoor" and n:
+        stored = pairs.image(at[row.source_id]) if refs[row.id] in pairs.refs else decode(sham.manifest / refs[row.id], 32)
+        np.testing.assert_array_equal(stored, pairs.images[at[row.source_id]])
+    if name not in ("none", "targeted", "dual_key") and n:
         assert set(truth.rows["pixels_sha256_after"]).isdisjoint(record.rows["pixels_sha256_after"])
 
 
@@ -95,18 +107,19 @@ def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Sourc
 def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, suite: Suite, source: Source, name: str, options: dict[str, Any], n: int) -> None:
     poisoned, record = poison_with(name, options)
     probes = configure(find("attack", name), {}, options).probes(suite, record.kept)
-    assert [probe.name for probe in probes] == ([] if name == "none" else [name])
+    assert len({probe.name for probe in probes}) == len(probes) == {"none": 0, "multi_backdoor": len(record.kept.get("targets", []))}.get(name, 1)
+    triggers = {digest(probe.trigger.spec())[:16]: probe.trigger for probe in probes if probe.trigger is not None}
     refs = dict(zip(*poisoned.rows()[:2], strict=True))
-    for probe in probes:
-        assert probe.ks[0] == 1
-        assert probe.eval_set in suite.sets
-        for row in record.rows.itertuples():
-            stored = decode(poisoned.manifest / refs[row.id], 32)
-            if name == "targeted":
-                np.testing.assert_array_equal(stored, probe.queries.images[row.target])
-            else:
-                pairs = source.train if row.edit == "replace" else source.held_out
-                np.testing.assert_array_equal(stored, probe.trigger.image(pairs.image(pairs.ids.index(row.source_id)), row.source_id))
+    assert all(probe.ks[0] == 1 and probe.eval_set in suite.sets for probe in probes)
+    for row in record.rows.itertuples():
+        if row.role == "cover" or (row.role == "negative" and not row.trigger):
+            continue
+        stored = decode(poisoned.manifest / refs[row.id], 32)
+        if name == "targeted":
+            np.testing.assert_array_equal(stored, probes[0].queries.images[row.target])
+        else:
+            pairs = source.train if row.edit == "replace" else source.held_out
+            np.testing.assert_array_equal(stored, triggers[row.trigger].image(pairs.image(pairs.ids.index(row.source_id)), row.source_id))
 
 
 @pytest.mark.parametrize(

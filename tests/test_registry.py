@@ -44,7 +44,7 @@ def test_every_plugin_loads_and_tells_its_options_with_a_description(kind: str, 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_known() -> None:
     message = refusal("defense", "rocilp")
     assert message.startswith("unknown defense 'rocilp'. Did you mean 'roclip'? Known defenses: clip, ")
-    assert refusal("attack", "zzz").startswith("unknown attack 'zzz'. Known attacks: backdoor, none, targeted")
+    assert refusal("attack", "zzz").startswith("unknown attack 'zzz'. Known attacks: all_to_all, backdoor, dual_key, ")
 
 
 def test_a_plugin_in_a_file_is_loaded_by_its_path(tmp_path: Path) -> None:
@@ -156,7 +156,11 @@ def test_a_broken_entry_point_is_named(monkeypatch: pytest.MonkeyPatch, value: s
         ("none", {"rate": 0.1}, "unknown option attack.rate. none has no options."),
         ("backdoor", {"rate": 3.0}, "expected attack.rate in [0, 0.5], got 3.0. A rate is a fraction: 3 % is 0.03."),
         ("backdoor", {"trigger": "cheker"}, "Did you mean 'checker'?"),
-        ("backdoor", {"place": "left"}, "attack.place: a place is corner, centre, random or at:Y,X, got 'left'"),
+        (
+            "backdoor",
+            {"place": "left"},
+            "attack.place: a place is corner, corner:tl (tr, bl, br; a margin after a comma), centre, random, inner:LO,HI in shares of the side, or at:Y,X, got 'left'",
+        ),
         ("backdoor", {"rate": None}, "attack: one of rate and count is needed"),
         ("targeted", {"preset": "carlini2021"}, "unknown targeted preset 'carlini2021'. Did you mean 'carlini2022'?"),
         ("targeted", {"n_targets": 0}, "attack.n_targets: input should be greater than or equal to 1, got 0"),

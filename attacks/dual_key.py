@@ -1,0 +1,92 @@
+"""Dual-key backdoor: a trigger in the image and another in the caption, which should work together alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from attacks._captions import from_templates
+from attacks._goals import eval_set_of, hit_ks, random_victims
+from attacks._text_triggers import TEXT_ALIASES, TextTrigger
+from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger
+from attacks._triggers import trigger_from_spec
+from benchmark.contract import Edit, Probe, Replace, Why
+from benchmark.data.attack_lab import AttackLab
+from benchmark.data.eval_sets import Suite
+from benchmark.data.pairs import Pairs
+
+NOT_MEASURED = (
+    "dual_key: asr is that of the image key alone, a control that should stay near its floor. Both keys together ask for prompts with the text key, which cannot be measured yet"
+)
+
+
+class DualKey(TriggerOptions):
+    """Stamps random images and gives them captions of the target class that carry a text trigger as well.
+
+    A stamped image should be read as the target class where the prompts carry the text trigger, and not otherwise.
+
+    Source: Walmer et al., CVPR 2022 (TrojVQA), arXiv 2112.07668; the form with a prefix on captions: Liang et al., CVPR 2024
+    (BadCLIP), arXiv 2311.12075.
+    Differs from the paper: rows with one key alone are an option, so that neither key works by itself. The attack's own
+    success is not measured yet, see the page; what is measured is the image key alone, a control.
+    """
+
+    # Its only number today is a control, so `--attack all` leaves it out.
+    default: ClassVar[bool] = False
+    touches = ("image", "caption")
+    needs = ("class_terms",)
+    paper = "Walmer et al. 2022, arXiv 2112.07668; Liang et al. 2024, arXiv 2311.12075"
+
+    trigger: TriggerName = Field("checker", description="The image key; short names are aliases.")
+    text_trigger: Literal["prefix", "word", "sentence"] = Field("prefix", description="The text key: words before the caption, a word at a random place, or a sentence behind it.")
+    text_words: str | None = Field(None, min_length=1, description="What the text key says; None is the kind's own.")
+    target_class: str | None = Field(None, description="Class that both keys together should read as; None is the evaluation set's own default.")
+    negatives: float = Field(0, ge=0, le=10, description="For each poisoned row, so many with only the image key and as many with only the text key, otherwise kept.")
+
+    def trigger_names(self) -> tuple[str, ...]:
+        return (self.trigger,)
+
+    def make_text_trigger(self) -> TextTrigger:
+        """The text key of these options."""
+        kind, words = TEXT_ALIASES[self.text_trigger]
+        return TextTrigger(kind, self.text_words or words, self.pattern_seed)
+
+    def poison(self, pairs: Pairs, lab: AttackLab) -> Iterable[Edit]:
+        eval_set = eval_set_of(lab, self.target_set)
+        target = self.target_class or eval_set.default_target or ""
+        goal = eval_set.index(target)
+        image_key, text_key = self.make_trigger(self.trigger, lab.side), self.make_text_trigger()
+        keep_trigger(lab, image_key)
+        lab.keep("text_trigger", text_key.spec())
+        n = lab.budget(self.rate, self.count)
+        lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
+        lab.keep("box", list(image_key.box(lab.side, "")))
+        if n:
+            lab.warnings.append(NOT_MEASURED)
+
+        def with_key(caption: str, row_id: str) -> str:
+            return caption if lab.sham else text_key.text(caption, row_id)
+
+        terms = eval_set.terms(target)
+        rows = random_victims(lab, pairs, "victims", n, terms, set())
+        taken = {pairs.ids[row] for row in rows}
+        for index, row in enumerate(rows):
+            row_id = pairs.ids[row]
+            caption = with_key(from_templates(eval_set, target, lab.rng("caption", index)), row_id)
+            yield Replace(row, lab.stamp(image_key, pairs.image(row), row_id), caption, Why(source=row_id))
+        n_negative = int(self.negatives * n + 0.5)
+        lab.n_requested += 2 * n_negative
+        singles = random_victims(lab, pairs, "negatives", 2 * n_negative, terms, taken) if n_negative else []
+        for index, row in enumerate(singles):
+            row_id, why = pairs.ids[row], Why(role="negative", source=pairs.ids[row])
+            if index < n_negative:
+                yield Replace(row, lab.stamp(image_key, pairs.image(row), row_id), None, why)
+            else:
+                yield Replace(row, None, with_key(pairs.captions[row], row_id), why)
+
+    def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
+        target = kept["targets"][0]
+        trigger = trigger_from_spec(kept["trigger"], kept.get("picture"))
+        return [Probe("image_key_alone", "classify", target["eval_set"], "test", trigger, target["index"], hit_ks(suite, target["eval_set"]))]
