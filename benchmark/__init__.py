@@ -20,7 +20,7 @@ def run(
     Args:
         attack, defense: a name or a path; a defense may end in `+aug`.
         sets: options as `section.option=value`, as on the command line.
-        more: `data`, `eval`, `cache`, `device`, `sham` ... of `benchmark.matrix.Request`.
+        more: `data`, `eval` (one set or several), `cache`, `device`, `sham` ... of `benchmark.matrix.Request`.
 
     Raises:
         BenchError: a bad request, in one sentence.
@@ -31,7 +31,9 @@ def run(
     from benchmark.progress import Progress
 
     progress = Progress()
-    paths: dict[str, Any] = {name: Path(value) if name in ("data", "eval", "cache", "image_root") else value for name, value in more.items()}
+    paths: dict[str, Any] = {name: Path(value) if name in ("data", "cache", "image_root", "eval_root") else value for name, value in more.items()}
+    if "eval" in paths:
+        paths["eval"] = (str(paths["eval"]),) if isinstance(paths["eval"], str | Path) else tuple(map(str, paths["eval"]))
     request = Request((attack,), (defense,), (seed,), scale, tuple(sets), results=Path(results), baseline=False, **paths)
     return run_cell(open_cell(plan(request)[0], progress))
 

@@ -102,20 +102,20 @@ def _make(cell: Cell) -> dict[str, Any]:
     settings = cell.settings
     device = torch.device(settings.device)
     torch.set_num_threads(settings.train.threads)
-    poisoned = _plugin("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages))
+    poisoned = plugin_code("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages))
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
     lab = _lab(cell, poisoned, packed, device)
     with sealed(poisoned.record, cell.suite.folder):
-        defended = _plugin("defense", cell.defense_plugin, lambda: cell.defense.defend(lab))
+        defended = plugin_code("defense", cell.defense_plugin, lambda: cell.defense.defend(lab))
     models = list(defended) if isinstance(defended, list) else [defended]
     if not models or not all(isinstance(model, Model) for model in models):
         raise PluginError(f"{cell.defense_plugin.name}.defend must return a model or a list of models, got {type(defended).__name__}")
     record = open_record(poisoned.record)
     probes = cell.attack.probes(cell.suite, record.kept)
-    evaluator = Evaluator(cell.suite, probes, digest({"poison": poisoned.record.parent.name, "sham": settings.sham}), cell.stages)
+    evaluator = Evaluator(cell.suite, probes, poison_key(poisoned, settings.sham), cell.stages)
     probe = None if settings.evaluation.linear_probe == "none" else settings.evaluation.linear_probe
-    weights = [model.weights_sha256() for model in models]
+    weights = [model.identity() for model in models]
     evaluation = evaluator.measure(lambda: models, weights, settings.train.precision, probe)
     metrics, collapsed = read(evaluation)
     try:
@@ -129,7 +129,7 @@ def _make(cell: Cell) -> dict[str, Any]:
     metrics += _row_metrics(lab, record, poisoned, n_models=len(models))
     metrics += _visibility(cell, record)
     result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed)
-    _publish(cell, result, evaluation, lab, time.perf_counter() - began)
+    publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began))
     return result
 
 
@@ -243,6 +243,9 @@ def _record(
         warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
     if collapsed:
         warnings.append("the model has collapsed: all images look the same to it")
+    not_run = {"asr_clean_model": "not part of a single run", "asr_sham": "run again with --sham"} if evaluator.probes and not cell.settings.sham else {}
+    if cell.settings.evaluation.linear_probe != "none":
+        not_run |= evaluator.not_run()
     return {
         "schema": SCHEMA,
         "run_id": cell.settings.run_id,
@@ -252,32 +255,37 @@ def _record(
         "told": cell.defense.told,
         "clean_pairs_used": lab.clean_pairs_used,
         "data": {"name": cell.source.name, "content": cell.source.content, "suite": cell.suite.content, "n_pairs": len(packed), "counts": cell.source.counts},
-        "poison": {
-            "n_requested": record.header["n_requested"],
-            "n_poison": record.n_poison,
-            "poison_rate": record.header["poison_rate"],
-            "edit_mode": record.header["edit_mode"],
-            "manifest_sha256": record.header["poisoned_manifest_sha256"],
-            "triggers": record.header["triggers"],
-            "targets": record.kept.get("targets", []),
-        },
+        "poison": about_poison(record),
         "cards": evaluator.cards(),
         "metrics": [metric.as_json() for metric in metrics],
         "collapsed": collapsed,
         "curve": curve,
         "warnings": list(dict.fromkeys(warnings)),
-        "not_run": {"asr_clean_model": "not part of a single run", "asr_sham": "run again with --sham"} if evaluator.probes and not cell.settings.sham else {},
+        "not_run": not_run,
     }
 
 
-def _publish(cell: Cell, record: dict[str, Any], evaluation: Path, lab: Lab, seconds: float) -> None:
-    part = cell.folder.with_name(cell.folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(cell.folder, ignore_errors=True)
-    part.mkdir(parents=True)
-    shutil.copytree(evaluation / "predictions", part / "predictions")
+def about_poison(record: SealedRecord) -> dict[str, Any]:
+    """What a run record says of the poison."""
+    return {
+        "n_requested": record.header["n_requested"],
+        "n_poison": record.n_poison,
+        "poison_rate": record.header["poison_rate"],
+        "edit_mode": record.header["edit_mode"],
+        "manifest_sha256": record.header["poisoned_manifest_sha256"],
+        "triggers": record.header["triggers"],
+        "targets": record.kept.get("targets", []),
+    }
+
+
+def poison_key(poisoned: Poisoned, sham: bool) -> str:
+    """What stands for the poison in the key of an evaluation."""
+    return digest({"poison": poisoned.record.parent.name, "sham": sham})
+
+
+def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
     costs = [json.loads((folder / "cost.json").read_text()) for folder in lab.trainings]
-    cost = {
+    return {
         "train_seconds": sum(one["seconds"] for one in costs),
         "pairs_trained": sum(one["pairs_trained"] for one in costs),
         "n_models_trained": len(costs),
@@ -286,11 +294,20 @@ def _publish(cell: Cell, record: dict[str, Any], evaluation: Path, lab: Lab, sec
         "wall_seconds_now": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[str, Any]) -> None:
+    """Writes the folder of a finished run, whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.mkdir(parents=True)
+    shutil.copytree(evaluation / "predictions", part / "predictions")
     write_atomically(part / "cost.json", canonical(cost).encode())
     write_atomically(part / "environment.json", canonical(environment()).encode())
     write_atomically(part / "record.json", (canonical(record) + "\n").encode())
-    seal(part, {"run_id": cell.settings.run_id})
-    part.rename(cell.folder)
+    seal(part, {"run_id": record["run_id"]})
+    part.rename(folder)
 
 
 def environment() -> dict[str, Any]:
@@ -328,7 +345,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def _plugin(kind: str, plugin: Plugin, call: Any) -> Any:
+def plugin_code(kind: str, plugin: Plugin, call: Any) -> Any:
     """Runs a plugin's code; its own exceptions come back as one PluginError with the traceback from its first frame."""
     try:
         return call()

@@ -9,6 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmark.cli_data import diff_command, export_command, poison_command, verify_command
+from benchmark.cli_eval import eval_command
+from benchmark.cli_options import (
+    AllowOutside,
+    Cache,
+    CaptionColumn,
+    Data,
+    DialectOf,
+    EvalRoot,
+    Evaluation,
+    ImageColumn,
+    ImageRoot,
+    MaxBroken,
+    Quoting,
+    Results,
+    Sets,
+    SkipBroken,
+    Templates,
+    check_device,
+)
+from benchmark.data.reading import Reading
 from benchmark.errors import BenchError, PluginError
 
 app = typer.Typer(
@@ -19,14 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Results = Annotated[Path, typer.Option(help="Folder of runs and, unless --cache says otherwise, of the cache.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of finished stages. Default: <results>/cache.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="An option, as attack.rate=0.001, defense.every=3, train.epochs=12. Repeatable.")]
-
-Data = Annotated[Path | None, typer.Option(help="Your pairs: .tsv (filepath/title or image/caption) or .csv (image or path, caption).")]
-Evaluation = Annotated[Path | None, typer.Option("--eval", help="Your evaluation set: a folder with train/<class>/ and test/<class>/.")]
-ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths are relative to. Default: the manifest's.")]
 
 
 @app.command("run")
@@ -39,7 +52,16 @@ def run_command(
     sets: Sets = None,
     data: Data = None,
     evaluation: Evaluation = None,
+    eval_root: EvalRoot = None,
+    templates: Templates = "set",
     image_root: ImageRoot = None,
+    dialect: DialectOf = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    quoting: Quoting = None,
+    allow_outside: AllowOutside = False,
+    skip_broken: SkipBroken = False,
+    max_broken: MaxBroken = 0.001,
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
@@ -59,8 +81,11 @@ def run_command(
         scale=scale,
         sets=tuple(sets or ()),
         data=data,
-        eval=evaluation,
+        eval=tuple(evaluation or ()),
+        eval_root=eval_root,
+        templates=templates,
         image_root=image_root,
+        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
         results=results,
         cache=cache,
         jobs=jobs,
@@ -69,7 +94,7 @@ def run_command(
         sham=sham,
         device=device,
     )
-    _check_device(device)
+    check_device(device)
     cells = plan(request)
     _run_cells(cells, dry_run, f"bench report --results {results}")
 
@@ -80,7 +105,16 @@ def matrix_command(
     sets: Sets = None,
     data: Data = None,
     evaluation: Evaluation = None,
+    eval_root: EvalRoot = None,
+    templates: Templates = "set",
     image_root: ImageRoot = None,
+    dialect: DialectOf = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    quoting: Quoting = None,
+    allow_outside: AllowOutside = False,
+    skip_broken: SkipBroken = False,
+    max_broken: MaxBroken = 0.001,
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
@@ -90,11 +124,29 @@ def matrix_command(
     from benchmark.grid import read_grid
     from benchmark.matrix import Request
 
-    request = Request(sets=tuple(sets or ()), data=data, eval=evaluation, image_root=image_root, results=results, cache=cache, jobs=jobs)
+    request = Request(
+        sets=tuple(sets or ()),
+        data=data,
+        eval=tuple(evaluation or ()),
+        eval_root=eval_root,
+        templates=templates,
+        image_root=image_root,
+        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
+        results=results,
+        cache=cache,
+        jobs=jobs,
+    )
     asked = read_grid(grid, request)
     if asked.about:
         typer.echo(asked.about, err=True)
     _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}", asked.expected)
+
+
+app.command("eval")(eval_command)
+app.command("poison")(poison_command)
+app.command("verify")(verify_command)
+app.command("diff")(diff_command)
+app.command("export")(export_command)
 
 
 @app.command()
@@ -154,12 +206,19 @@ def list_command(what: Annotated[str, typer.Argument(help="attacks, defenses or 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="An attack, a defense or a scale, by name or file; `world` for a picture of the drawn pairs.")],
-    out: Annotated[Path | None, typer.Option(help="Where the picture goes. Default: world.png.")] = None,
+    name: Annotated[str, typer.Argument(help="An attack, a defense or a scale, by name or file; `world` for a picture of the drawn pairs, `trigger` for one of triggers.")],
+    trigger: Annotated[str | None, typer.Argument(help="After `trigger`: which one. Default: all.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="With `trigger`: an option, as attack.alpha=0.1 or data.side=224. Repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the picture goes. Default: world.png or gallery.png.")] = None,
 ) -> None:
     """What a plugin does: its paper, its options with defaults, its presets."""
-    from benchmark.show import describe, picture
+    from benchmark.show import describe, gallery, picture
 
+    if name == "trigger":
+        typer.echo(f"wrote {gallery(trigger, sets or (), out or Path('gallery.png'))}")
+        return
+    if trigger is not None or sets:
+        raise BenchError(f"`bench show {name}` takes no more than a name; `bench show trigger NAME --set attack.OPTION=VALUE` draws a trigger")
     if name == "world":
         typer.echo(f"wrote {picture(out or Path('world.png'))}")
         return
@@ -282,13 +341,3 @@ def _seeds(seed: int | None, seeds: str | None) -> tuple[int, ...]:
             raise BenchError(f"expected --seeds like 0,1,2 or 0-4, got {seeds!r}")
         found += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(found))
-
-
-def _check_device(device: str | None) -> None:
-    if device not in (None, "cpu", "cuda"):
-        raise BenchError(f"expected --device cpu or cuda, got {device!r}")
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise BenchError("--device cuda: no GPU is available here; leave the option out")

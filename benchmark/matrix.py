@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from benchmark.data.eval_names import known_name
+from benchmark.data.reading import Reading, check_reading
 from benchmark.errors import BenchError, PluginError, nearest, unknown
 from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
@@ -31,6 +33,10 @@ class Request:
     Attributes:
         sets: options as `section.option=value`; the section is attack, defense, a plugin's name or one of SECTIONS.
         baseline: run `clip` beside every defense, and `clip+aug` beside those that end in `+aug`.
+        eval: evaluation sets, as folders or names of known ones; the main one first. Empty: the drawn world's.
+        eval_root: where the data of named sets lie.
+        templates: prompts of all evaluation sets: `set` (their own), `openai`, or a file.
+        reading: how `data` is read.
         keep: a folder that finished records are copied to and found in (committed reference tables).
     """
 
@@ -40,8 +46,11 @@ class Request:
     scale: str = "small"
     sets: tuple[str, ...] = ()
     data: Path | None = None
-    eval: Path | None = None
+    eval: tuple[str, ...] = ()
+    eval_root: Path | None = None
+    templates: str = "set"
     image_root: Path | None = None
+    reading: Reading = field(default_factory=Reading)
     results: Path = Path("results")
     cache: Path | None = None
     jobs: int | None = None
@@ -96,10 +105,15 @@ def plan(request: Request) -> list[Asked]:
         BenchError: unknown names, options, scales or values.
     """
     scale_of(request)
-    if request.data is not None and request.eval is None:
-        raise BenchError("--data needs --eval: a folder with train/<class>/ and test/<class>/ images to measure on")
-    if request.eval is not None and request.data is None:
+    check_reading(request.reading, request.data is not None)
+    if request.data is not None and not request.eval:
+        raise BenchError("--data needs --eval: a folder with train/<class>/ and test/<class>/ images to measure on, or the name of a known set such as cifar10")
+    if request.eval and request.data is None:
         raise BenchError("--eval needs --data: the drawn world brings its own evaluation sets")
+    if request.templates != "set" and not request.eval:
+        raise BenchError("--templates needs --eval: the drawn world's evaluation sets have prompts of their own")
+    for one in request.eval:
+        known_name(one)
     if request.scale == "paper" and request.data is None and not any(one.startswith("data.n_pairs=") for one in request.sets):
         raise BenchError("scale 'paper' trains on your own pairs: give --data and --eval, or name a number of drawn ones with --set data.n_pairs=N")
     attacks = _expand("attack", request.attacks)
@@ -122,7 +136,7 @@ def scale_of(request: Request) -> Scale:
         raise unknown("scale", request.scale, SCALES)
     scale = SCALES[request.scale]
     changes: dict[str, dict[str, Any]] = {}
-    for section, option, value in map(_parse, request.sets):
+    for section, option, value in map(parse_set, request.sets):
         if section in SECTIONS:
             if option not in SECTIONS[section].model_fields:
                 guess = nearest(option, SECTIONS[section].model_fields)
@@ -152,11 +166,11 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
     attack = configure(attack_plugin, scale.options.get(attack_plugin.name, {}), asked.attack_options)
     defense = configure(defense_plugin, scale.options.get(defense_plugin.name, {}), asked.defense_options)
     stages = Stages(request.cache_folder, progress.say)
-    source = open_source(scale.data, request.data, request.image_root, stages, progress)
-    suite = open_suite(scale.data, request.eval, stages, progress)
+    source = open_source(scale.data, request.data, request.image_root, stages, progress, request.reading)
+    suite = open_suite(scale.data, request.eval, stages, progress, request.eval_root, request.templates)
     settings = RunSettings(
-        attack=_plugin_settings(attack_plugin, attack),
-        defense=_plugin_settings(defense_plugin, defense),
+        attack=plugin_settings(attack_plugin, attack),
+        defense=plugin_settings(defense_plugin, defense),
         augmented=asked.augmented,
         scale=request.scale,
         seed=asked.seed,
@@ -172,9 +186,9 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
         sham=request.sham,
     )
     labels = {
-        "attack": _label(attack_plugin, attack, scale, ""),
-        "defense": _label(defense_plugin, defense, scale, "+aug" if asked.augmented else ""),
-        "scale": _scale_label(request),
+        "attack": label_of(attack_plugin, attack, scale, ""),
+        "defense": label_of(defense_plugin, defense, scale, "+aug" if asked.augmented else ""),
+        "scale": scale_label(request),
         "dataset": source.name,
         "model": scale.model.name,
     }
@@ -295,7 +309,8 @@ def _bare(defense: str) -> str:
     return defense.removesuffix("+aug")
 
 
-def _parse(text: str) -> tuple[str, str, Any]:
+def parse_set(text: str) -> tuple[str, str, Any]:
+    """Section, option and value of `section.option=value`."""
     left, equals, value = text.partition("=")
     section, dot, option = left.strip().partition(".")
     if not equals or not dot:
@@ -310,7 +325,7 @@ def _plugin_options(sets: Sequence[str], asked: dict[str, list[str]]) -> dict[st
     """Options by kind and plugin; `attack.` and `defense.` reach every asked plugin that has the option."""
     options: dict[str, dict[str, dict[str, Any]]] = {"attack": {}, "defense": {}}
     by_name = {Path(_bare(name)).stem: (kind, _bare(name) if kind == "defense" else name) for kind, plugins in asked.items() for name in plugins}
-    for section, option, value in map(_parse, sets):
+    for section, option, value in map(parse_set, sets):
         if section in SECTIONS:
             continue
         if section in ("attack", "defense"):
@@ -334,11 +349,13 @@ def _plugin_options(sets: Sequence[str], asked: dict[str, list[str]]) -> dict[st
     return options
 
 
-def _plugin_settings(plugin: Plugin, instance: Any) -> PluginSettings:
+def plugin_settings(plugin: Plugin, instance: Any) -> PluginSettings:
+    """What a run id and a record keep of a plugin."""
     return PluginSettings(name=plugin.name, options=instance.model_dump(mode="json"), source=plugin.source, file=plugin.by_path)
 
 
-def _label(plugin: Plugin, instance: Any, scale: Scale, suffix: str) -> str:
+def label_of(plugin: Plugin, instance: Any, scale: Scale, suffix: str) -> str:
+    """The plugin's name with what differs from the scale's defaults."""
     usual = configure(plugin, scale.options.get(plugin.name, {}), {}).model_dump(mode="json")
     changed = {name: value for name, value in instance.model_dump(mode="json").items() if value != usual[name]}
     inside = ",".join(f"{name}={value}" for name, value in sorted(changed.items()))
@@ -346,6 +363,7 @@ def _label(plugin: Plugin, instance: Any, scale: Scale, suffix: str) -> str:
     return f"{plugin.name}{source}{suffix}{f'[{inside}]' if inside else ''}"
 
 
-def _scale_label(request: Request) -> str:
-    changed = sorted(one for one in request.sets if _parse(one)[0] in SECTIONS)
+def scale_label(request: Request) -> str:
+    """The scale's name with what the request changes of it."""
+    changed = sorted(one for one in request.sets if parse_set(one)[0] in SECTIONS)
     return request.scale + (f"[{','.join(changed)}]" if changed else "") + ("+sham" if request.sham else "")

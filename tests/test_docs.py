@@ -31,7 +31,13 @@ def commands(text: str) -> list[str]:
     return [part.partition(" #")[0].strip() for line in [*"".join(blocks(text, "sh")).splitlines(), *indented] for part in line.split("&&") if part.strip()]
 
 
-COMMANDS = list(dict.fromkeys([*commands(README), *commands(CONTRIBUTING)]))
+COMMANDS = list(
+    dict.fromkeys(
+        command
+        for path in ("README.md", "CONTRIBUTING.md", "docs/evaluation_sets.md", "docs/checkpoints.md", "docs/poisoned_data.md")
+        for command in commands((ROOT / path).read_text())
+    )
+)
 
 
 def environment() -> dict[str, str]:

@@ -62,7 +62,7 @@ RECIPES = sorted(ROOT.glob("results/recipes/*/grid.toml"))
 def test_a_recipe_says_what_data_it_wants_and_parses_once_it_is_given(path, tmp_path):
     with pytest.raises(BenchError, match="wants data of yours"):
         read_grid(path, Request())
-    grid = read_grid(path, Request(data=tmp_path / "pairs.tsv", eval=tmp_path))
+    grid = read_grid(path, Request(data=tmp_path / "pairs.tsv", eval=(str(tmp_path),)))
     assert {cell.request.scale for cell in grid.cells} == {"paper"}
     rows = {(cell.attack, cell.defense) for cell in grid.cells}
     assert grid.expected

@@ -1,12 +1,19 @@
 """Manifests: captions stay captions, and what is wrong is named with its row."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark.data.manifest import canonical_tsv, make_ids, read_manifest, read_own, write_manifest
+from benchmark.data.manifest import canonical_tsv, load_manifest, make_ids, read_manifest, read_own, save_manifest, write_manifest
+from benchmark.data.reading import Reading, check_reading
 from benchmark.data.source import open_source
 from benchmark.errors import BenchError
 from benchmark.progress import silent
@@ -31,9 +38,9 @@ def write(folder: Path, content: str | bytes, name: str = "pairs.tsv") -> Path:
     return path
 
 
-def refusal(path: Path, image_root: Path | None = None) -> str:
+def refusal(path: Path, image_root: Path | None = None, reading: Reading | None = None) -> str:
     with pytest.raises(BenchError) as caught:
-        read_manifest(path, image_root)
+        read_manifest(path, image_root, reading)
     return str(caught.value)
 
 
@@ -105,7 +112,7 @@ def test_what_is_wrong_is_named_with_its_row(folder: Path, content: str | bytes,
 
 def test_a_missing_manifest_and_an_unknown_ending_are_named(folder: Path) -> None:
     assert refusal(folder / "none.tsv") == f"no manifest at {folder / 'none.tsv'}"
-    assert refusal(write(folder, "x", "pairs.txt")) == "a manifest ends in .tsv or .csv, got 'pairs.txt'"
+    assert refusal(write(folder, "x", "pairs.txt")) == "a manifest ends in .tsv, .csv or .parquet, got 'pairs.txt'; --dialect says what a file of another name is"
 
 
 def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -136,6 +143,220 @@ def test_the_set_hash_does_not_follow_the_order(folder: Path) -> None:
     second = read_manifest(write(folder, "image\tcaption\n" + "".join(rows[::-1])))
     assert first.set_hash == second.set_hash
     assert first.sha256 != second.sha256
+
+
+def write_table(path: Path, rows: list[dict[str, str]], quote_all: bool = False, end: str = "\r\n") -> Path:
+    """Rows as another program would write them: by Python's csv module, or by pandas to Parquet."""
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+        return path
+    with open(path, "w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t", quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL, lineterminator=end)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(("quote_all", "end"), [(False, "\r\n"), (True, "\r\n"), (True, "\n")])
+@pytest.mark.parametrize(
+    ("name", "image", "caption"), [("own.tsv", "image", "caption"), ("own.parquet", "image", "caption"), ("open_clip.tsv", "filepath", "title"), ("cyclip.csv", "path", "caption")]
+)
+def test_captions_stay_captions_in_every_dialect(folder: Path, name: str, image: str, caption: str, quote_all: bool, end: str) -> None:
+    rows = [{"id": f"row {row}", image: "images/a.png", "further": "x", caption: text} for row, text in enumerate(CAPTIONS)]
+    table = read_manifest(write_table(folder / name, rows, quote_all, end))
+    assert table.captions == CAPTIONS
+    assert table.ids == [f"row {row}" for row in range(len(CAPTIONS))]
+    save_manifest(table, folder)
+    again = load_manifest(folder)
+    assert (again.captions, again.ids, again.images, again.counts, again.stamp) == (table.captions, table.ids, table.images, table.counts, table.stamp)
+
+
+def test_both_containers_of_the_same_rows_have_the_same_hash(folder: Path) -> None:
+    rows = [{"id": str(row), "image": "images/a.png", "caption": text} for row, text in enumerate(CAPTIONS)]
+    write_manifest(folder / "own.tsv", *([row[name] for row in rows] for name in ("id", "image", "caption")))
+    tsv, parquet = read_manifest(folder / "own.tsv"), read_manifest(write_table(folder / "own.parquet", rows))
+    assert tsv.sha256 == parquet.sha256
+    assert tsv.set_hash == parquet.set_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reading"),
+    [
+        ("pairs.csv", "filepath\ttitle\nimages/a.png\tone\n", Reading(dialect="open_clip")),
+        ("pairs.txt", "path,caption\nimages/a.png,one\n", Reading(dialect="cyclip")),
+        ("pairs.tsv", "image\tcaption\tfilepath\ttitle\nimages/b.png\ttwo\timages/a.png\tone\n", Reading(dialect="open_clip")),
+        ("pairs.tsv", "file\ttext\nimages/a.png\tone\n", Reading(image_column="file", caption_column="text")),
+        ("pairs.tsv", "file\tcaption\nimages/a.png\tone\n", Reading(image_column="file")),
+        ("pairs.csv", "image,path,caption\nimages/b.png,images/a.png,one\n", Reading(image_column="path")),
+    ],
+)
+def test_the_dialect_and_the_columns_can_be_named(folder: Path, name: str, content: str, reading: Reading) -> None:
+    table = read_manifest(write(folder, content, name), reading=reading)
+    assert (table.captions, [Path(image).name for image in table.images]) == (["one"], ["a.png"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reading", "sentence"),
+    [
+        ("pairs.csv", "filepath\ttitle\na\tb\n", Reading(), "it holds tabs: --dialect open_clip reads tab-separated files"),
+        ("pairs.csv", "image,path,caption\na,b,c\n", Reading(), "fits more than one dialect"),
+        ("cc3m.tsv", "a cat on a mat\thttp://example.org/1.jpg\na dog\thttp://example.org/2.jpg\n", Reading(), "it holds no images. Give it the header"),
+        ("cc3m.tsv", "a cat on a mat\thttp://example.org/1.jpg\n", Reading(dialect="gcc"), "download them with img2dataset"),
+        ("pairs.tsv", "image\tcaption\na\tb\n", Reading(image_column="imag"), "has no column 'imag'. Did you mean 'image'?"),
+        ("pairs.tsv", "image\tcaption\na\tb\n", Reading(dialect="webdataset"), "dialect 'webdataset' is a folder"),
+        ("pairs.parquet", "image\tcaption\na\tb\n", Reading(), "is not a whole Parquet file"),
+    ],
+)
+def test_a_table_in_another_dialect_is_refused_with_the_remedy(folder: Path, name: str, content: str, reading: Reading, sentence: str) -> None:
+    assert sentence in refusal(write(folder, content, name), reading=reading)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "sentence"),
+    [
+        ("caption", ["one", None], "row 2: the caption is missing"),
+        ("caption", [1, 2], "column 'caption' holds int64, not text"),
+        ("image", ["images/a.png", "images/\0.png"], "row 2: the image holds a NUL character"),
+        ("caption", pa.array([b"one", b"\xff"]).view(pa.utf8()), "row 2: the caption is not UTF-8"),
+    ],
+)
+def test_what_is_wrong_in_parquet_is_named_with_its_row(folder: Path, column: str, values: list[object], sentence: str) -> None:
+    pq.write_table(pa.table({"image": ["images/a.png"] * 2, "caption": ["one", "two"]} | {column: values}), folder / "pairs.parquet")
+    assert sentence in refusal(folder / "pairs.parquet")
+
+
+def test_numbers_are_ids_in_parquet(folder: Path) -> None:
+    pq.write_table(pa.table({"id": [7, 8], "image": pa.array(["images/a.png"] * 2).dictionary_encode(), "caption": ["one", "two"]}), folder / "pairs.parquet")
+    assert read_manifest(folder / "pairs.parquet").ids == ["7", "8"]
+
+
+def test_quotes_are_characters_where_there_is_no_quoting(folder: Path) -> None:
+    path = write(folder, 'image\tcaption\nimages/a.png\t"5 inch\nimages/b.png\ttwo"\nimages/a.png\t"a ""b"""\n')
+    assert "--quoting none" in refusal(path)
+    assert read_manifest(path, reading=Reading(quoting="none")).captions == ['"5 inch', 'two"', '"a ""b"""']
+
+
+def test_a_field_that_looks_like_rows_is_taken_if_the_user_says_so(folder: Path) -> None:
+    path = write(folder, 'image\tcaption\nimages/a.png\t"5 inch\nimages/b.png\ttwo"\n')
+    assert read_manifest(path, reading=Reading(quoting="minimal")).captions == ["5 inch\nimages/b.png\ttwo"]
+
+
+def test_images_may_lie_outside_if_the_user_says_so(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "a.png"
+    Image.new("RGB", (16, 16)).save(outside)
+    (folder / "images" / "link.png").symlink_to(outside)
+    path = write(folder, f"image\tcaption\n{outside}\tone\nimages/link.png\ttwo\n../{outside.parent.name}/../{folder.name}/images/a.png\tthree\n")
+    assert "--allow-outside lets them leave it" in refusal(path)
+    assert read_manifest(path, reading=Reading(allow_outside=True)).captions == ["one", "two", "three"]
+
+
+BROKEN = {
+    "no file": "images/c.png\tone\n",
+    "a folder": "images\tone\n",
+    "a short row": "images/a.png\n",
+    "a long row": "images/a.png\tone\ttwo\n",
+    "a carriage return": "images/a.png\tone\rtwo\n",
+    "no UTF-8": "images/a.png\t\udcff\n",
+    "a NUL": "images/a.png\t\0\n",
+    "no path": "\tone\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_row_stops_or_is_left_out_and_counted(folder: Path, kind: str) -> None:
+    good = [f"images/{'ab'[row % 2]}.png\tcaption {row}\n" for row in range(9)]
+    rows = [*good[:4], BROKEN[kind], *good[4:]]
+    path = write(folder, ("image\tcaption\n" + "".join(rows)).encode("utf-8", "surrogateescape"))
+    assert "row 5: " in refusal(path)
+    assert "1 of 10 rows cannot be used, which is more than the share of 0.001 that --max-broken allows" in refusal(path, reading=Reading(skip_broken=True))
+    table = read_manifest(path, reading=Reading(skip_broken=True, max_broken=0.1))
+    assert table.captions == [f"caption {row}" for row in range(9)]
+    assert table.numbers.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    ((name, count),) = [(name, count) for name, count in table.counts.items() if name.startswith("skipped_")]
+    assert count == 1
+    assert table.warnings == (f"skipped 1 {name.removeprefix('skipped_').replace('_', ' ')} (row 5)",)
+
+
+def test_of_two_rows_with_one_id_the_first_stays(folder: Path) -> None:
+    path = write(folder, "id\timage\tcaption\nx\timages/a.png\tone\ny\timages/a.png\ttwo\nx\timages/b.png\tthree\n\timages/b.png\tfour\n")
+    assert "row 3: id 'x' is also that of row 1" in refusal(path)
+    table = read_manifest(path, reading=Reading(skip_broken=True, max_broken=0.5))
+    assert (table.captions, table.counts["skipped_duplicate_ids"], table.counts["skipped_empty_ids"]) == (["one", "two"], 1, 1)
+
+
+def test_a_refusal_lists_the_rows(folder: Path) -> None:
+    rows = [f"images/{'a' if row % 2 else 'c'}.png\tx{row}\n" for row in range(30)]
+    assert "row 1: no file at images/c.png, and 14 more rows (3, 5, 7, 9, 11, 13, 15, 17, 19, ...). Paths" in refusal(write(folder, "image\tcaption\n" + "".join(rows)))
+
+
+@pytest.mark.parametrize(
+    ("reading", "given", "sentence"),
+    [
+        (Reading(dialect="openclip"), True, "unknown dialect 'openclip'. Did you mean 'open_clip'?"),
+        (Reading(quoting="all"), True, "unknown quoting 'all'"),
+        (Reading(max_broken=1.5), True, "expected --max-broken in [0, 1), got 1.5"),
+        (Reading(skip_broken=True), False, "--skip-broken needs --data"),
+        (Reading(caption_column="x"), False, "--caption-column needs --data"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(reading: Reading, given: bool, sentence: str) -> None:
+    with pytest.raises(BenchError) as caught:
+        check_reading(reading, given)
+    assert sentence in str(caught.value)
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12) | st.sampled_from(CAPTIONS[:-1])
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+@FEW
+@given(captions=st.lists(TEXTS, min_size=1, max_size=8), name=st.sampled_from(["x.tsv", "x.csv", "x.parquet"]), quote_all=st.booleans())
+def test_no_caption_is_changed_or_lost(folder: Path, captions: list[str], name: str, quote_all: bool) -> None:
+    path = write_table(folder / name, [{"image": "images/a.png", "caption": text} for text in captions], quote_all)
+    assert read_manifest(path, reading=Reading(quoting=None if name.endswith("parquet") else "minimal")).captions == captions
+
+
+def damaged(content: bytes, cuts: list[tuple[float, bytes]]) -> bytes:
+    for place, new in cuts:
+        at = int(place * len(content))
+        content = content[:at] + new + content[at + len(new) :]
+    return content
+
+
+CUTS = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=3) | st.sampled_from([b'"', b"\t", b"\n", b"\r", b"\xff", b"\0", b'"\n'])), max_size=5)
+
+
+@FEW
+@given(
+    captions=st.lists(TEXTS, min_size=1, max_size=6),
+    name=st.sampled_from(["x.tsv", "x.csv", "x.parquet"]),
+    cuts=CUTS,
+    skip=st.booleans(),
+    quoting=st.sampled_from([None, "minimal", "none"]),
+)
+def test_a_damaged_table_is_read_or_refused_in_a_sentence(folder: Path, captions: list[str], name: str, cuts: list[tuple[float, bytes]], skip: bool, quoting: str | None) -> None:
+    whole = write_table(folder / name, [{"image": "images/a.png", "caption": text} for text in captions]).read_bytes()
+    path = write(folder, damaged(whole, cuts), name)
+    try:
+        table = read_manifest(path, reading=Reading(quoting=quoting, skip_broken=skip, max_broken=0.99))
+    except BenchError as error:
+        assert str(path) in str(error)
+    else:
+        assert len(table) == len(set(table.ids)) == len(table.captions)
+
+
+@FEW
+@given(rows=st.lists(st.tuples(TEXTS, st.booleans()), min_size=1, max_size=8))
+def test_every_row_is_read_or_counted(folder: Path, rows: list[tuple[str, bool]]) -> None:
+    """Whatever the captions hold: rows read and rows left out are all rows."""
+    table = write_table(folder / "x.tsv", [{"image": "images/a.png" if there else "images/c.png", "caption": text} for text, there in rows])
+    n_there = sum(there for _, there in rows)
+    if n_there == 0:
+        assert "no" in refusal(table, reading=Reading(skip_broken=True, max_broken=0.99, quoting="minimal"))
+        return
+    found = read_manifest(table, reading=Reading(skip_broken=True, max_broken=0.99, quoting="minimal"))
+    assert found.captions == [text for text, there in rows if there]
+    assert found.counts.get("skipped_missing_files", 0) == len(rows) - n_there
 
 
 def write_photos(folder: Path, n: int, repeated: int = 0) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.data import world
-from benchmark.data.image import FORMATS, decode_many, pixels_sha256
+from benchmark.data.eval_names import known_name, not_a_set
+from benchmark.data.eval_readers import Listing, Pool, read_folder
+from benchmark.data.eval_torchvision import data_root, read_named
+from benchmark.data.image import pixels_sha256
+from benchmark.data.prompts import chosen
 from benchmark.errors import BenchError, unknown
 from benchmark.progress import Progress
-from benchmark.seeding import generator
 from benchmark.settings import DataSettings, canonical, digest
 from benchmark.stages import Stages
 
 VERSION = 1
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (n, S, S, 3), labels int64 (n,) and ids of one split."""
+    """Images uint8 (n, S, S, 3), labels int64 (n,) and ids of one split.
+
+    Attributes:
+        pool: names the stored images that the split is taken from; ids are unique in one pool.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     ids: tuple[str, ...]
+    pool: str = ""
+
+    @property
+    def name(self) -> str:
+        """A name for these very images; splits that share images share it."""
+        return digest([self.pool, *self.ids] if self.pool else list(self.ids))[:16]
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class EvalSet:
         templates: prompts with `{c}` where the class name goes.
         synonyms: further words for a class, by display name.
         default_target: target class of attacks that are given none.
+        about: what a number measured on this set should say about it, such as the metric that publications give.
     """
 
     name: str
@@ -52,6 +65,7 @@ class EvalSet:
     train: Split
     validation: Split
     test: Split
+    about: dict[str, Any] = field(default_factory=dict)
 
     def index(self, classname: str) -> int:
         """The class with exactly this display name.
@@ -70,6 +84,15 @@ class EvalSet:
         return (classname, *self.synonyms.get(classname, ()))
 
     @property
+    def no_probe(self) -> str | None:
+        """Why a linear probe cannot be trained on this set, or None if it can."""
+        if len(self.train.labels) == 0:
+            return f"evaluation set {self.name!r} has no train split, and its test images are not used for training"
+        if len(self.validation.labels) == 0:
+            return f"evaluation set {self.name!r} has too few training images to set some apart for validation"
+        return None
+
+    @property
     def card(self) -> dict[str, Any]:
         """What a number measured on this set refers to."""
         test = hashlib.sha256("\n".join(self.test.ids).encode()).hexdigest()
@@ -80,6 +103,7 @@ class EvalSet:
             "classes": digest(self.classnames)[:16],
             "templates": digest(self.templates)[:16],
             "n_classes": len(self.classnames),
+            **self.about,
         }
 
 
@@ -88,6 +112,7 @@ class Suite:
     """The evaluation sets of a run; attacks choose targets from `main`.
 
     Attributes:
+        folder: everything that is stored of the sets; a defense may not open it.
         synonyms: words of the data's own vocabulary with their synonyms; empty where there is no such table.
     """
 
@@ -109,9 +134,25 @@ class Suite:
         return self.sets[name]
 
 
-def open_suite(settings: DataSettings, folder: Path | None, stages: Stages, progress: Progress) -> Suite:
-    """The drawn world's sets, or those of an ImageFolder with `train/` and `test/`."""
-    if folder is None:
+def open_suite(
+    settings: DataSettings,
+    wanted: Sequence[str | Path] | Path | None,
+    stages: Stages,
+    progress: Progress,
+    root: Path | None = None,
+    templates: str = "set",
+) -> Suite:
+    """The drawn world's sets, or those that are asked for.
+
+    Args:
+        wanted: folders and names of known data sets, the main one first; nothing for the drawn world.
+        root: where the data of named sets lie. Default: BENCH_EVAL_ROOT, else ~/.cache/bench/eval.
+        templates: `set`, `openai` or a file, as `--templates` takes them.
+
+    Raises:
+        BenchError: a set that is not there or is in no known layout, two sets of one name, prompts without `{c}`.
+    """
+    if not wanted:
         facts = {
             "stage": "eval_sets",
             "version": VERSION,
@@ -122,11 +163,37 @@ def open_suite(settings: DataSettings, folder: Path | None, stages: Stages, prog
             "n_probe": settings.n_probe,
         }
         return _load(stages.make("eval_sets", facts, partial(_draw, settings, progress)))
-    listing = _listing(folder)
-    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for files in listing.values() for _, path in files]
-    extras = {name: _read_text(folder / name) for name in ("classnames.txt", "templates.txt", "default_target.txt") if (folder / name).is_file()}
-    facts = {"stage": "eval_sets", "version": VERSION, "folder": folder.name, "side": settings.side, "files": digest(stats), "extras": extras}
-    return _load(stages.make("eval_sets", facts, partial(_decode, folder, listing, extras, settings.side, progress)))
+    prompts = chosen(templates)
+    suites: list[Suite] = []
+    for one in [wanted] if isinstance(wanted, Path) else wanted:
+        listing = read_set(str(one), root)
+        if any(listing.name in suite.sets for suite in suites):
+            raise BenchError(f"two evaluation sets are named {listing.name!r}; metrics go by the name, so rename one of the folders")
+        facts = {"stage": "eval_sets", "version": VERSION, "side": settings.side, **listing.facts}
+        suites.append(_load(stages.make("eval_sets", facts, partial(_decode, listing, settings.side, progress))))
+    return _joined(suites, prompts, stages)
+
+
+def read_set(wanted: str, root: Path | None = None) -> Listing:
+    """The evaluation set in a folder, or the known one of this name, not yet decoded."""
+    name = known_name(wanted)
+    if name is not None:
+        return read_named(name, data_root(root))
+    if not Path(wanted).is_dir():
+        raise not_a_set(wanted)
+    return read_folder(Path(wanted))
+
+
+def _joined(suites: Sequence[Suite], prompts: tuple[str, ...] | None, stages: Stages) -> Suite:
+    """One suite of several; the main set is that of the first."""
+    first = suites[0]
+    if len(suites) == 1 and prompts is None:
+        return first
+    sets = {name: one if prompts is None else replace(one, templates=prompts) for suite in suites for name, one in suite.sets.items()}
+    content = digest({"suites": [suite.content for suite in suites], "templates": prompts})
+    folder = first.folder if len(suites) == 1 else stages.root / "eval_sets"
+    warnings = [*first.warnings, *(line for suite in suites[1:] for line in suite.warnings if _NO_TARGET not in line)]
+    return Suite(sets, content, folder, {}, tuple(warnings))
 
 
 def _draw(settings: DataSettings, progress: Progress, folder: Path) -> None:
@@ -161,89 +228,57 @@ def _draw(settings: DataSettings, progress: Progress, folder: Path) -> None:
     _finish(folder, sets, {word: list(others) for word, others in world.SYNONYMS.items()}, [])
 
 
-def _listing(folder: Path) -> dict[str, list[tuple[str, Path]]]:
-    if not folder.is_dir():
-        raise BenchError(f"no evaluation set at {folder}; expected a folder with train/<class>/ and test/<class>/")
-    found = {}
-    for split in ("train", "test"):
-        if not (folder / split).is_dir():
-            raise BenchError(f"{folder} has no {split}/; expected train/<class>/ and test/<class>/")
-        files = [(path.parent.name, path) for path in sorted((folder / split).glob("*/*")) if path.suffix.lower() in _SUFFIXES]
-        if not files:
-            raise BenchError(f"{folder / split} has no images in class folders; known formats: {', '.join(FORMATS)}")
-        found[split] = files
-    train, test = ({name for name, _ in found[split]} for split in ("train", "test"))
-    if train != test:
-        raise BenchError(f"{folder}: classes differ between train/ and test/: {', '.join(sorted(train ^ test)[:5])}")
-    if len(train) < 2:
-        raise BenchError(f"{folder}: one class alone cannot be told from another; at least 2 are needed")
-    return found
+_NO_TARGET = "declares no default target"
 
 
-def _decode(folder: Path, listing: dict[str, list[tuple[str, Path]]], extras: dict[str, str], side: int, progress: Progress, out: Path) -> None:
-    folders = sorted({name for name, _ in listing["train"]})
-    display = _display_names(folder, folders, extras.get("classnames.txt"))
-    warnings = []
-    target = extras.get("default_target.txt", "").strip() or None
-    if target is None:
-        target = display[0]
-        warnings.append(f"evaluation set {folder.name!r} declares no default target (default_target.txt); its first class {target!r} is used")
-    templates = tuple(line for line in extras.get("templates.txt", "").splitlines() if line.strip()) or ("a photo of a {c}", "a picture of a {c}", "{c}")
-    bad = [template for template in templates if "{c}" not in template]
-    if bad:
-        raise BenchError(f"{folder / 'templates.txt'}: {bad[0]!r} has no {{c}} where the class name goes")
+def _decode(listing: Listing, side: int, progress: Progress, out: Path) -> None:
+    """Stores the images of a set, and how they fall into splits that do not overlap."""
     hashes = {}
-    labels = {}
-    for split, files in listing.items():
-        with progress.bar(f"decoding {folder.name}/{split}", len(files), "images") as advance:
-            images = []
-            for image in decode_many([str(path) for _, path in files], side):
-                images.append(image)
-                advance(1)
-        stacked = np.stack(images)
-        hashes[split] = [pixels_sha256(image) for image in stacked]
-        labels[split] = [folders.index(name) for name, _ in files]
-        _save_pool(out, split, stacked, [str(path.relative_to(folder)) for _, path in files])
-    shared = set(hashes["train"]) & set(hashes["test"])
-    if shared:
-        row = hashes["test"].index(min(shared))
-        raise BenchError(
-            f"{folder}: {len(shared)} test images also stand in train/, such as {listing['test'][row][1].name}; the probe must not be tested on what it was trained on"
-        )
-    validation = _stratified(labels["train"], 0.2, folder.name)
-    train = [row for row in range(len(labels["train"])) if row not in validation]
-    splits = {
-        "train": ("train", [labels["train"][row] for row in train], train),
-        "validation": ("train", [labels["train"][row] for row in sorted(validation)], sorted(validation)),
-        "test": ("test", labels["test"]),
-    }
-    _finish(out, [_about(folder.name, display, templates, {}, target, splits)], {}, warnings)
+    for split, pool in listing.pools.items():
+        with progress.bar(f"decoding {listing.name}/{split}", len(pool.ids), "images") as advance:
+            hashes[split] = _store(out, split, pool, side, advance)
+    warnings = list(listing.warnings)
+    target = listing.target
+    if target is None:
+        target = listing.classes[0]
+        warnings.append(f"evaluation set {listing.name!r} {_NO_TARGET} (default_target.txt); its first class {target!r} is used")
+    repeated = sorted({name for name in listing.classes if listing.classes.count(name) > 1})
+    if repeated:
+        warnings.append(f"evaluation set {listing.name!r} has classes that share a name: {', '.join(repeated[:10])}")
+    splits = _splits(listing, hashes, warnings)
+    about = _about(listing.name, listing.classes, listing.templates, listing.synonyms, target, splits)
+    _finish(out, [{**about, "about": listing.about} if listing.about else about], {}, warnings)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BenchError(f"{path} is not UTF-8; save the file as UTF-8") from None
+def _splits(listing: Listing, hashes: dict[str, list[str]], warnings: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Pool, labels and, where it is not the whole pool, rows of each split.
 
-
-def _display_names(folder: Path, folders: list[str], text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return tuple(name.replace("_", " ") for name in folders)
-    table = dict(line.split("\t", 1) for line in text.splitlines() if "\t" in line)
-    missing = [name for name in folders if name not in table]
-    if missing:
-        raise BenchError(f"{folder / 'classnames.txt'} has no line for {missing[0]!r}; expected folder<TAB>display name")
-    return tuple(table[name].strip().replace("_", " ") for name in folders)
-
-
-def _stratified(labels: list[int], share: float, name: str) -> set[int]:
-    chosen: set[int] = set()
-    for label in sorted(set(labels)):
-        rows = [row for row, other in enumerate(labels) if other == label]
-        order = generator("validation", name, label).permutation(len(rows))
-        chosen.update(rows[i] for i in order[: max(1, round(share * len(rows)))] if len(rows) > 1)
-    return chosen
+    A set of one's own whose train and test share images is refused. A published one is what it is: its test split stays
+    whole, and what it shares with others is left out there.
+    """
+    found: dict[str, tuple[Any, ...]] = {"train": ("test", [], []), "validation": ("test", [], []), "test": ("test", listing.pools["test"].labels)}
+    if "train" not in listing.pools:
+        warnings.append(f"evaluation set {listing.name!r} has no train split, so no linear probe is trained on it")
+    taken = set(hashes["test"])
+    for split in [name for name in ("validation", "train") if name in listing.pools]:
+        shared = set(hashes["test"]) & set(hashes[split])
+        if shared and not listing.published:
+            such = listing.pools["test"].ids[hashes["test"].index(min(shared))].rpartition("/")[2]
+            raise BenchError(f"{listing.where}: {len(shared)} test images also stand in {split}/, such as {such}; the probe must not be tested on what it was trained on")
+        labels = listing.pools[split].labels
+        rows = [row for row, image in enumerate(hashes[split]) if image not in taken]
+        if not rows:
+            raise BenchError(f"{listing.where}: every {split} image also stands in another split; the probe must not be tested on what it was trained on")
+        if len(rows) < len(labels):
+            warnings.append(f"{len(labels) - len(rows)} {split} images of evaluation set {listing.name!r} stand in another of its splits too and were left out of {split}")
+        if split == "train" and "validation" not in listing.pools:
+            apart = set(listing.apart)
+            for name, part in (("train", [row for row in rows if row not in apart]), ("validation", [row for row in rows if row in apart])):
+                found[name] = ("train", [labels[row] for row in part], part)
+        else:
+            found[split] = (split, [labels[row] for row in rows], rows) if len(rows) < len(labels) else (split, labels)
+        taken |= set(hashes[split])
+    return found
 
 
 def _about(name: str, classes: Iterable[str], templates: Iterable[str], synonyms: dict[str, tuple[str, ...]], target: str, splits: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +297,20 @@ def _save_pool(folder: Path, pool: str, images: NDArray[np.uint8], ids: list[str
     (folder / f"{pool}.json").write_text(json.dumps({"ids": ids, "pixels": pixels_sha256(images)}))
 
 
+def _store(folder: Path, name: str, pool: Pool, side: int, advance: Callable[..., None]) -> list[str]:
+    """Decodes a pool one image at a time; the hash of each."""
+    stored = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(len(pool.ids), side, side, 3))
+    whole, hashes = hashlib.sha256(), []
+    for row, image in enumerate(pool.images(side)):
+        stored[row] = image
+        whole.update(image.tobytes())
+        hashes.append(pixels_sha256(image))
+        advance(1)
+    stored.flush()
+    (folder / f"{name}.json").write_text(json.dumps({"ids": pool.ids, "pixels": whole.hexdigest()}))
+    return hashes
+
+
 def _finish(folder: Path, sets: list[dict[str, Any]], synonyms: dict[str, list[str]], warnings: list[str]) -> None:
     pools = {path.stem: json.loads(path.read_text())["pixels"] for path in sorted(folder.glob("*.json"))}
     content = digest({"sets": sets, "pools": pools})
@@ -270,19 +319,22 @@ def _finish(folder: Path, sets: list[dict[str, Any]], synonyms: dict[str, list[s
 
 def _load(folder: Path) -> Suite:
     about = json.loads((folder / "suite.json").read_text())
-    pools = {path.stem: (np.load(path, mmap_mode="r", allow_pickle=False), json.loads(path.with_suffix(".json").read_text())["ids"]) for path in folder.glob("*.npy")}
+    pools = {path.stem: (np.load(path, mmap_mode="r", allow_pickle=False), json.loads(path.with_suffix(".json").read_text())) for path in folder.glob("*.npy")}
 
     def split(pool: str, labels: list[int], rows: list[int] | None = None) -> Split:
-        images, ids = pools[pool]
+        images, stored = pools[pool]
+        ids = stored["ids"]
         if rows is not None:
-            images, ids = images[rows], [ids[row] for row in rows]
-        return Split(images, np.array(labels, dtype=np.int64), tuple(ids))
+            # Rows that follow each other stay on disk; others are copied.
+            together = rows == list(range(rows[0], rows[-1] + 1)) if rows else False
+            images, ids = images[slice(rows[0], rows[-1] + 1) if together else rows], [ids[row] for row in rows]
+        return Split(images, np.array(labels, dtype=np.int64), tuple(ids), stored["pixels"])
 
     sets = {}
     for one in about["sets"]:
         parts = {name: split(*facts) for name, facts in one["splits"].items()}
         synonyms = {word: tuple(others) for word, others in one["synonyms"].items()}
         sets[one["name"]] = EvalSet(
-            one["name"], tuple(one["classes"]), tuple(one["templates"]), synonyms, one["default_target"], parts["train"], parts["validation"], parts["test"]
+            one["name"], tuple(one["classes"]), tuple(one["templates"]), synonyms, one["default_target"], parts["train"], parts["validation"], parts["test"], one.get("about", {})
         )
     return Suite(sets, about["content"], folder, {word: tuple(others) for word, others in about["synonyms"].items()}, tuple(about["warnings"]))

@@ -81,7 +81,7 @@ def fit_validated(train: Tensor, train_labels: Tensor, validation: Tensor, valid
 
 def linear_probe(encoder: Encoder, eval_set: EvalSet, fitted: dict[str, Fitted]) -> tuple[list[Metric], Fitted]:
     """Accuracy of the probe on the set's test images. `fitted` holds probes by training set, so that shared ones fit once."""
-    key = digest([list(eval_set.train.ids), eval_set.train.labels.tolist(), eval_set.classnames])
+    key = digest([eval_set.train.name, eval_set.train.labels.tolist(), eval_set.classnames])
     if key not in fitted:
         train, validation = (_features(encoder, split) for split in (eval_set.train, eval_set.validation))
         fitted[key] = fit_validated(train, torch.from_numpy(eval_set.train.labels), validation, torch.from_numpy(eval_set.validation.labels), len(eval_set.classnames))
@@ -98,8 +98,14 @@ def linear_probe(encoder: Encoder, eval_set: EvalSet, fitted: dict[str, Fitted])
     return metrics, probe
 
 
+def missing_probe(eval_set: EvalSet) -> list[Metric]:
+    """The probe's metrics without a value, for a set on which none can be trained."""
+    card = digest({**eval_set.card, "probe": "lbfgs"})[:16]
+    return [Metric(name, eval_set.name, None, 0, card=card) for name in ("linear_probe_acc1", "linear_probe_mean_per_class_recall")]
+
+
 def _features(encoder: Encoder, split: Split) -> Tensor:
-    return torch.cat(encoder.images(digest(list(split.ids))[:16], split.images), dim=1)
+    return torch.cat(encoder.images(split.name, split.images), dim=1)
 
 
 def _best(scored: dict[float, float]) -> float:

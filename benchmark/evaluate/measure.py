@@ -17,7 +17,7 @@ from benchmark.data.eval_sets import Suite
 from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import Queries, attack_success, card_of, queries
 from benchmark.evaluate.features import Encoder
-from benchmark.evaluate.linear_probe import Fitted, linear_probe
+from benchmark.evaluate.linear_probe import Fitted, linear_probe, missing_probe
 from benchmark.evaluate.metric import Metric, rate
 from benchmark.evaluate.zero_shot import test_name, zero_shot
 from benchmark.settings import canonical, digest
@@ -49,6 +49,12 @@ class Evaluator:
         for eval_set in self.suite.sets.values():
             found += [eval_set.card, {**eval_set.card, "probe": "lbfgs"}]
         return {digest(card)[:16]: card for card in found}
+
+    def not_run(self) -> dict[str, str]:
+        """Metrics of the linear probe that have no value, as `name/of`, and why."""
+        reasons = {eval_set.name: eval_set.no_probe for eval_set in self.suite.sets.values() if eval_set.no_probe}
+        of_sets = {f"{metric.name}/{name}": reason for name, reason in reasons.items() for metric in missing_probe(self.suite.get(name))}
+        return of_sets | {f"linear_probe_asr/{one.name}": reasons[one.eval_set] for one in self.probes if one.trigger is not None and one.eval_set in reasons}
 
     def facts(self, weights: Sequence[str], precision: str, probe: str | None) -> dict[str, Any]:
         """What an evaluation depends on."""
@@ -93,12 +99,17 @@ class Evaluator:
         fitted: dict[str, Fitted] = {}
         by_set = {}
         for eval_set in self.suite.sets.values():
+            if eval_set.no_probe:
+                metrics += missing_probe(eval_set)
+                continue
             found, by_set[eval_set.name] = linear_probe(encoder, eval_set, fitted)
             metrics += found
         for one in self.probes:
             asked = self.asked()[one.name]
             counts = asked.attacked(one)
-            if one.trigger is not None:
+            if one.trigger is not None and one.eval_set not in by_set:
+                metrics.append(rate("linear_probe_asr", one.name, 0, 0, digest(card_of(one, asked, self.suite))[:16]))
+            elif one.trigger is not None:
                 features = torch.cat(encoder.images(f"{asked.name}/{digest(one.trigger.spec())[:16]}", asked.triggered), dim=1)
                 hit = by_set[one.eval_set].predict(features) == asked.goal
                 card = digest(card_of(one, asked, self.suite))[:16]

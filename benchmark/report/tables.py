@@ -51,6 +51,7 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
         base = {name: run.label(name) for name in KEY} | {"run_id": record["run_id"], "seed": run.seed, "status": record["status"], "reason": ""}
         curve = record["curve"]
         last = curve[-1] if curve else {"epoch": None, "phase": ""}
+        not_run = dict(record.get("not_run", {}))
         for entry in record["metrics"]:
             kind = f"Wilson over {entry['n']} {entry['units']}, one training run" if entry["low"] is not None else "none: not a rate over units"
             rows.append(
@@ -68,6 +69,7 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
                     "phase": last["phase"],
                     "card_hash": entry["card"],
                 }
+                | _without_value(not_run.pop(f"{entry['name']}/{entry['of']}", None))
             )
         for point in curve:
             for name, value in point.get("metrics", {}).items():
@@ -105,7 +107,7 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
                     "card_hash": "",
                 }
             )
-        for name, reason in record.get("not_run", {}).items():
+        for name, reason in not_run.items():
             rows.append(
                 base
                 | {
@@ -120,9 +122,8 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
                     "epoch": None,
                     "phase": "",
                     "card_hash": "",
-                    "status": "not run",
-                    "reason": reason,
                 }
+                | _without_value(reason)
             )
     return pd.DataFrame(rows, columns=list(LONG))
 
@@ -258,6 +259,10 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean, or None if a value is missing: an average over an incomplete set is refused."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _without_value(reason: str | None) -> dict[str, str]:
+    return {} if reason is None else {"status": "not run", "reason": reason, "interval": ""}
 
 
 def _definition(run: Run) -> str:

@@ -172,7 +172,7 @@ class Lab:
             "synonyms": self._synonyms[0] if self._augmented else None,
             "model": self._model_settings.model_dump(),
             "side": self._side,
-            "start": start.weights_sha256() if start else None,
+            "start": start.identity() if start else None,
             "trainable": trainable,
             "seed": self._seed,
             "device": self._device.type,
@@ -190,7 +190,7 @@ class Lab:
         """Image and text features (n, d) of all rows, without augmentation; not unit-length if `raw`."""
         if raw:
             raise BenchError("lab.features(raw=True) is not available yet; features are unit-length")
-        facts = {"stage": "features", "version": VERSION, "rows": self._content, "weights": model.weights_sha256(), "precision": model.precision}
+        facts = {"stage": "features", "version": VERSION, "rows": self._content, "weights": model.identity(), "precision": model.precision}
 
         def build_features(folder: Path) -> None:
             image, text = model.encode_images(self.pairs.images), model.encode_tokens(self._tokens)

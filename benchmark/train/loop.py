@@ -9,7 +9,7 @@ import copy
 import io
 import pickle
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
 def opening(model: Model, data: TrainingData, budget: Budget) -> Now:
     """Where a training stands before its first epoch."""
     settings, n = budget.settings, len(data)
-    start = Model(_frozen_copy(model), model.tokenizer, model.side, model.device, model.precision)
+    start = replace(model, net=_frozen_copy(model))
     return Now(
         settings.epochs, n // settings.batch_size, settings.batch_size, n, model, start, data, budget.augment, torch.Generator(), seed=budget.seed, augmented=budget.augmented
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from benchmark.data.images import Images
 from benchmark.data.tokens import Tokenizer
 from benchmark.errors import BenchError, unknown
 from benchmark.seeding import stream_key
-from benchmark.settings import ModelSettings, TrainSettings
+from benchmark.settings import ModelSettings, TrainSettings, digest
 from benchmark.stages import write_atomically
 from benchmark.train.embedding import ActiveEmbedding
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+Colour = tuple[float, float, float]
+MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
 SMALL: dict[str, Any] = {
     "embed_dim": 128,
@@ -46,6 +47,9 @@ class Model:
         net: an `open_clip.CLIP`.
         side: image side in pixels.
         precision: `fp32`, or `bf16` for autocast in both towers.
+        mean, std: of the colours in [0, 1]; images are normalised with them.
+        name: of the architecture.
+        config: its open_clip configuration.
     """
 
     net: nn.Module
@@ -53,6 +57,10 @@ class Model:
     side: int
     device: torch.device
     precision: str = "fp32"
+    mean: Colour = MEAN
+    std: Colour = STD
+    name: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> Tensor:
@@ -66,7 +74,7 @@ class Model:
 
     def image(self, images: Tensor) -> Tensor:
         """Unit-length features (b, d) of images in [0, 1], (b, 3, S, S)."""
-        mean, std = _statistics(self.device)
+        mean, std = _statistics(self.device, self.mean, self.std)
         normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             features = self.net.get_submodule("visual")(normalised)
@@ -125,21 +133,79 @@ class Model:
         """A name for these very weights."""
         return hashlib.sha256(save_bytes(self.state())).hexdigest()
 
+    def identity(self) -> str:
+        """A name for all that features depend on: the weights, and the normalisation where it is not CLIP's."""
+        weights = self.weights_sha256()
+        return weights if (self.mean, self.std) == (MEAN, STD) else f"{weights}:{digest([self.mean, self.std])[:16]}"
+
 
 def build(settings: ModelSettings, side: int, seed: int, device: torch.device, precision: str = "fp32") -> Model:
     """A freshly initialised model; no weights are downloaded and no global generator is moved."""
-    config = _config(settings, side)
+    return assemble(settings.name, resized(configuration(settings.name), side, settings.context_length), seed, device, precision)
+
+
+def assemble(name: str, config: Mapping[str, Any], seed: int, device: torch.device, precision: str = "fp32", mean: Colour = MEAN, std: Colour = STD) -> Model:
+    """A freshly initialised model of an open_clip configuration whose text tower is CLIP's."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_key("init", seed) % 2**63)
         net = open_clip.CLIP(**config)
     net = net.to(device=device, memory_format=torch.channels_last)
-    return Model(net, tokenizer(settings), side, device, precision)
+    tokens = _tokenizer(config["text_cfg"].get("context_length"))
+    return Model(net, tokens, config["vision_cfg"]["image_size"], device, precision, mean, std, name, dict(config))
 
 
 def tokenizer(settings: ModelSettings) -> Tokenizer:
     """The tokenizer of an architecture, at the context length in use."""
-    context = settings.context_length or int(_base_config(settings.name)["text_cfg"].get("context_length", 77))
-    return Tokenizer("open_clip-simple", context, _bpe())
+    return _tokenizer(settings.context_length or configuration(settings.name)["text_cfg"].get("context_length"))
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """The open_clip configuration of an architecture.
+
+    Raises:
+        BenchError: an unknown name (with the nearest match), or a text tower other than CLIP's.
+    """
+    if name == "bench-small":
+        return SMALL
+    if name not in open_clip.list_models():
+        raise unknown("model", name, ["bench-small", *open_clip.list_models()])
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return plain(name, config)
+
+
+def plain(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration itself.
+
+    Raises:
+        BenchError: its text tower is not CLIP's.
+    """
+    text = config.get("text_cfg", {})
+    if config.get("custom_text") or text.get("hf_model_name") or text.get("pool_type", "argmax") != "argmax":
+        raise BenchError(f"model {name!r} has a text tower other than CLIP's, which this program does not train; take RN50, ViT-B-32 or another plain one")
+    return config
+
+
+def resized(config: Mapping[str, Any], side: int, context_length: int | None = None) -> dict[str, Any]:
+    """A copy of a configuration for images of this side and, if it is given, texts of this length."""
+    changed: dict[str, Any] = json.loads(json.dumps(config))
+    changed["vision_cfg"]["image_size"] = side
+    if context_length:
+        changed["text_cfg"]["context_length"] = context_length
+    return {key: value for key, value in changed.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+
+
+def published(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of the pretrained weights of this tag: where they lie, and how images were prepared for them.
+
+    Raises:
+        BenchError: open_clip knows no such weights of the architecture.
+    """
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        if not tags:
+            raise BenchError(f"open_clip knows no pretrained weights of {name!r}; give a file with --checkpoint")
+        raise unknown(f"pretrained tag of {name}", tag, tags)
+    return dict(open_clip.get_pretrained_cfg(name, tag))
 
 
 def optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -183,30 +249,14 @@ def _text_features(net: nn.Module, tokens: Tensor) -> Tensor:
 
 
 @functools.cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(MEAN, device=device).view(3, 1, 1), torch.tensor(STD, device=device).view(3, 1, 1)
+def _statistics(device: torch.device, mean: Colour, std: Colour) -> tuple[Tensor, Tensor]:
+    return torch.tensor(mean, device=device).view(3, 1, 1), torch.tensor(std, device=device).view(3, 1, 1)
+
+
+def _tokenizer(context_length: int | None) -> Tokenizer:
+    return Tokenizer("open_clip-simple", context_length or 77, _bpe())
 
 
 @functools.cache
 def _bpe() -> Any:
     return open_clip.SimpleTokenizer()
-
-
-def _base_config(name: str) -> dict[str, Any]:
-    if name == "bench-small":
-        return SMALL
-    if name not in open_clip.list_models():
-        raise unknown("model", name, ["bench-small", *open_clip.list_models()])
-    config: dict[str, Any] = open_clip.get_model_config(name)
-    text = config.get("text_cfg", {})
-    if config.get("custom_text") or text.get("hf_model_name") or text.get("pool_type", "argmax") != "argmax":
-        raise BenchError(f"model {name!r} has a text tower other than CLIP's, which this program does not train; take RN50, ViT-B-32 or another plain one")
-    return config
-
-
-def _config(settings: ModelSettings, side: int) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(json.dumps(_base_config(settings.name)))
-    config["vision_cfg"]["image_size"] = side
-    if settings.context_length:
-        config["text_cfg"]["context_length"] = settings.context_length
-    return {key: value for key, value in config.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}

@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.errors import BenchError
+
+Results = Annotated[Path, typer.Option(help="Folder of runs and, unless --cache says otherwise, of the cache.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of finished stages. Default: <results>/cache.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="An option, as attack.rate=0.001, defense.every=3, train.epochs=12. Repeatable.")]
+
+Data = Annotated[Path | None, typer.Option(help="Your pairs (docs/data.md): .tsv, .csv or .parquet, a folder, or tars as 'shards/{00000..00099}.tar'.")]
+Evaluation = Annotated[list[str] | None, typer.Option("--eval", help="Evaluation set: a folder (docs/evaluation_sets.md) or a name, as cifar10. Repeatable; the main one first.")]
+EvalRoot = Annotated[Path | None, typer.Option(help="Where the data of named evaluation sets lie. Default: $BENCH_EVAL_ROOT, else ~/.cache/bench/eval.")]
+Templates = Annotated[str, typer.Option(help="Prompts of the evaluation sets: set (their own), openai (the 80 for ImageNet), or a file.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths are relative to. Default: the manifest's.")]
+DialectOf = Annotated[str | None, typer.Option("--dialect", help="own, open_clip, cyclip, webdataset, img2dataset or folder. Default: by ending and header.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of image paths. Default: the dialect's.")]
+CaptionColumn = Annotated[str | None, typer.Option(help="Column of captions. Default: the dialect's.")]
+Quoting = Annotated[str | None, typer.Option(help="minimal: fields may be quoted, over lines too. none: a quote is a character. Default: minimal, and stray quotes are refused.")]
+AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Image paths may be absolute or leave their folder.")]
+SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out rows and images that cannot be used, and count them.")]
+MaxBroken = Annotated[float, typer.Option(help="Largest share of the rows that --skip-broken leaves out.")]
+
+
+def check_device(device: str | None) -> None:
+    """Refuses a device that is not there."""
+    if device not in (None, "cpu", "cuda"):
+        raise BenchError(f"expected --device cpu or cuda, got {device!r}")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BenchError("--device cuda: no GPU is available here; leave the option out")
