@@ -20,10 +20,12 @@ from benchmark.data.reading import Reading, check_reading
 from benchmark.errors import BenchError, PluginError, nearest, unknown
 from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
-from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PluginSettings, RunSettings, Scale, TrainSettings
+from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PackSettings, PluginSettings, RunSettings, Scale, TrainSettings
 from benchmark.stages import Stages
 
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "train": TrainSettings, "augment": AugmentSettings, "model": ModelSettings, "evaluation": EvaluationSettings}
+# Sections that change how a run is carried out and nothing of its result.
+MEANS: dict[str, type[BaseModel]] = {"pack": PackSettings}
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,22 @@ def scale_of(request: Request) -> Scale:
         raise unknown("scale", request.scale, SCALES)
     scale = SCALES[request.scale]
     changes: dict[str, dict[str, Any]] = {}
+    sections = SECTIONS | MEANS
     for section, option, value in map(parse_set, request.sets):
-        if section in SECTIONS:
-            if option not in SECTIONS[section].model_fields:
-                guess = nearest(option, SECTIONS[section].model_fields)
+        if section in sections:
+            if option not in sections[section].model_fields:
+                guess = nearest(option, sections[section].model_fields)
                 raise BenchError(
-                    f"unknown option {section}.{option}.{f' Did you mean {guess!r}?' if guess else ''} Options of {section}: {', '.join(sorted(SECTIONS[section].model_fields))}."
+                    f"unknown option {section}.{option}.{f' Did you mean {guess!r}?' if guess else ''} Options of {section}: {', '.join(sorted(sections[section].model_fields))}."
                 )
             changes.setdefault(section, {})[option] = value
     try:
+        for section, means in MEANS.items():
+            means(**changes.pop(section, {}))
         changed = {section: SECTIONS[section](**{**getattr(scale, section).model_dump(), **values}) for section, values in changes.items()}
     except ValidationError as error:
         problem = error.errors()[0]
-        section = next(name for name, model in SECTIONS.items() if model.__name__ == error.title)
+        section = next(name for name, model in sections.items() if model.__name__ == error.title)
         raise BenchError(f"{section}.{problem['loc'][0]}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}") from None
     return scale.model_copy(update=changed)
 
@@ -166,7 +171,7 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
     attack = configure(attack_plugin, scale.options.get(attack_plugin.name, {}), asked.attack_options)
     defense = configure(defense_plugin, scale.options.get(defense_plugin.name, {}), asked.defense_options)
     stages = Stages(request.cache_folder, progress.say)
-    source = open_source(scale.data, request.data, request.image_root, stages, progress, request.reading)
+    source = open_source(scale.data, request.data, request.image_root, stages, progress, request.reading, _means(request).codec)
     suite = open_suite(scale.data, request.eval, stages, progress, request.eval_root, request.templates)
     settings = RunSettings(
         attack=plugin_settings(attack_plugin, attack),
@@ -193,6 +198,10 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
         "model": scale.model.name,
     }
     return Cell(settings, attack_plugin, attack, defense_plugin, defense, source, suite, request.results, stages, progress, labels, request.keep_snapshots)
+
+
+def _means(request: Request) -> PackSettings:
+    return PackSettings(**{option: value for section, option, value in map(parse_set, request.sets) if section == "pack"})
 
 
 def run_all(cells: Sequence[Asked], progress: Progress) -> list[Outcome]:
@@ -326,7 +335,7 @@ def _plugin_options(sets: Sequence[str], asked: dict[str, list[str]]) -> dict[st
     options: dict[str, dict[str, dict[str, Any]]] = {"attack": {}, "defense": {}}
     by_name = {Path(_bare(name)).stem: (kind, _bare(name) if kind == "defense" else name) for kind, plugins in asked.items() for name in plugins}
     for section, option, value in map(parse_set, sets):
-        if section in SECTIONS:
+        if section in SECTIONS or section in MEANS:
             continue
         if section in ("attack", "defense"):
             plugins = list(dict.fromkeys(_bare(name) if section == "defense" else name for name in asked[section]))
@@ -342,7 +351,7 @@ def _plugin_options(sets: Sequence[str], asked: dict[str, list[str]]) -> dict[st
             kind, name = by_name[section]
             options[kind].setdefault(name, {})[option] = value
         else:
-            raise unknown("section", section, ["attack", "defense", *SECTIONS, *by_name])
+            raise unknown("section", section, ["attack", "defense", *SECTIONS, *MEANS, *by_name])
     for kind, of_kind in options.items():
         for name, values in of_kind.items():
             configure(find(kind, name), {}, values)  # type: ignore[arg-type]

@@ -27,6 +27,12 @@ class DataSettings(_Settings):
     n_probe: int = Field(2000, ge=200, description="Labelled images on which the linear probe is trained, a quarter of them for validation.")
 
 
+class PackSettings(_Settings):
+    """How images are kept on disk. Both ways give the same pixels, so this is no part of a run."""
+
+    codec: Literal["pixels", "bytes"] = Field("pixels", description="bytes: files as they are, decoded for every batch; for sets too large to keep as pixels.")
+
+
 class TrainSettings(_Settings):
     """One budget for every defense of a scale."""
 

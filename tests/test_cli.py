@@ -199,6 +199,10 @@ def test_image_files_on_disk_go_the_same_way_as_the_drawn_world(folder_data):
     assert record["data"]["name"] == "pairs"
     assert {metric["of"] for metric in record["metrics"] if metric["name"] == "zero_shot_acc1"} == {"folder"}
     assert any("declares no default target" in warning for warning in record["warnings"])
+    (path,) = [path for path in (folder_data / "results" / "runs").glob("*/record.json") if '"roclip"' in path.read_text()]
+    other = bench(*arguments, "--set", "pack.codec=bytes", "--no-baseline", "--results", "other", cwd=folder_data)
+    assert other.returncode == 0, other.stderr
+    assert (folder_data / "other" / "runs" / path.parent.name / "record.json").read_bytes() == path.read_bytes(), "images kept as bytes give the same record"
     (folder_data / "images" / "00001.jpg").write_bytes(b"\xff\xd8\xff truncated")
     broken = bench(*arguments, cwd=folder_data)
     assert broken.returncode == 2

@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmark.data import decoding
 from benchmark.data.image import png_bytes
+from benchmark.data.images import resident
 from benchmark.data.pairs import Source
 from benchmark.data.reader import name_of, read_pairs
 from benchmark.data.reading import Reading
@@ -227,7 +228,7 @@ def test_a_decoding_that_is_stopped_goes_on_and_gives_the_same_bytes(tmp_path: P
     with pytest.raises(Stop):
         opened(data, tmp_path / "cache")
     (part,) = (tmp_path / "cache" / "source").glob("*.part")
-    (part / decoding.PIXELS).write_bytes((part / decoding.PIXELS).read_bytes() + b"half an image")
+    (part / "images.u8").write_bytes((part / "images.u8").read_bytes() + b"half an image")
     with open(part / "decoded.jsonl", "ab") as log:
         log.write(b'{"end": 140, "hash')
     n = len((part / "decoded.jsonl").read_bytes().splitlines()) - 1
@@ -240,6 +241,26 @@ def test_a_decoding_that_is_stopped_goes_on_and_gives_the_same_bytes(tmp_path: P
     for name in ("images.u8", "pixels.txt", "rows.parquet", "source.json"):
         assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     assert sorted(path.name for path in again.folder.iterdir()) == ["done.json", "images.u8", "pixels.txt", "rows.parquet", "source.json"]
+
+
+def test_bytes_and_pixels_give_one_source(tmp_path: Path, photos: Path) -> None:
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    for path in list(data.iterdir()):
+        path.with_suffix(".txt").write_text(f"a photo of {path.stem}")
+    pixels, encoded = (open_source(DataSettings(side=16), data, None, Stages(tmp_path / codec), silent(), None, codec) for codec in ("pixels", "bytes"))
+    assert pixels.content == encoded.content
+    for split in ("train", "held_out", "clean"):
+        left, right = getattr(pixels, split), getattr(encoded, split)
+        assert left.ids == right.ids
+        np.testing.assert_array_equal(left.images[:], right.images[:])
+        np.testing.assert_array_equal(left.image(3), right.image(3))
+    assert resident(pixels.train.images)
+    assert not resident(encoded.train.images)
+    assert not list((tmp_path / "bytes").rglob("images.u8"))
+    files = sorted(path.read_bytes() for path in photos.glob("*.png"))
+    kept = next((tmp_path / "bytes").rglob("images.bytes"))
+    assert kept.stat().st_size == sum(map(len, files))
 
 
 KILLED = """

@@ -67,6 +67,15 @@ def read_ref(ref: str) -> bytes:
     return raw
 
 
+def ref_size(ref: str) -> int:
+    """Bytes of the image file that a reference names; 0 if it is not there."""
+    path, _, size = _place(ref)
+    try:
+        return os.stat(path).st_size if size is None else size
+    except OSError:
+        return 0
+
+
 def decode_ref(ref: str, side: int) -> NDArray[np.uint8]:
     """The image that a reference names (a path, or a place in a tar), as `decode`."""
     path, offset, size = _place(ref)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmark.data import world
-from benchmark.data.decoding import Decoded, check_room, decode_all
+from benchmark.data.decoding import Codec, Decoded, check_room, decode_all
 from benchmark.data.image import pixels_sha256
 from benchmark.data.manifest import Manifest, load_manifest, make_ids, save_manifest
 from benchmark.data.pairs import SPLITS, Source, load_splits, save_rows
@@ -32,13 +32,16 @@ VERSION = 1
 WORLD = "drawn"
 
 
-def open_source(settings: DataSettings, data: Path | None, image_root: Path | None, stages: Stages, progress: Progress, reading: Reading | None = None) -> Source:
+def open_source(
+    settings: DataSettings, data: Path | None, image_root: Path | None, stages: Stages, progress: Progress, reading: Reading | None = None, codec: Codec = "pixels"
+) -> Source:
     """The decoded data set, from the cache or made now.
 
     Args:
         data: the user's pairs (a table, a folder or shards); None for the drawn world.
         image_root: where the image paths of a table begin. Default: its folder.
         reading: how the user's pairs are read.
+        codec: `bytes` keeps the user's image files as they are and decodes them when they are asked for.
 
     Raises:
         BenchError: names the row that cannot be used, or says that the disk has no room.
@@ -51,8 +54,10 @@ def open_source(settings: DataSettings, data: Path | None, image_root: Path | No
     facts = {"stage": "source", "version": VERSION, "manifest": table.sha256, "side": settings.side, "files": table.stamp}
     if reading.facts:
         facts["reading"] = reading.facts
+    if codec != "pixels":
+        facts["codec"] = codec
     # Whether broken images may be left out is not part of the key: a decoding that stopped at one goes on with --skip-broken.
-    folder = stages.make("source", facts, partial(_decode, table, data, settings.side, reading, progress), resume=True)
+    folder = stages.make("source", facts, partial(_decode, table, data, settings.side, reading, codec, progress), resume=True)
     source = load_source(folder)
     skipped = json.loads((folder / "source.json").read_text()).get("skipped", {})
     _settle(Findings(str(data), reading, {kind: source.counts[f"skipped_{kind}"] for kind in skipped}, skipped), table)
@@ -100,7 +105,7 @@ def _read(data: Path, reading: Reading, image_root: Path | None, stages: Stages,
     return found[0] if found else load_manifest(folder)
 
 
-def _decode(table: Manifest, data: Path, side: int, reading: Reading, progress: Progress, folder: Path) -> None:
+def _decode(table: Manifest, data: Path, side: int, reading: Reading, codec: Codec, progress: Progress, folder: Path) -> None:
     name, ids = name_of(data), table.ids
     n_apart = min(2000, max(32, len(table) // 20))
     if len(table) < 4 * n_apart:
@@ -112,8 +117,8 @@ def _decode(table: Manifest, data: Path, side: int, reading: Reading, progress: 
     apart = dict.fromkeys(ranked[:n_apart], "held_out") | dict.fromkeys(ranked[n_apart : 2 * n_apart], "clean")
     del ranked
     order = sorted(range(len(table)), key=lambda row: (SPLITS.index(apart.get(row, "train")), row))
-    check_room(folder, len(order), side, progress)
     refs = table.rows["image"].take(pa.array(order)).to_pylist()
+    check_room(folder, refs, side, codec, progress)
     findings = Findings(str(data), reading)
 
     def refuse(done: Decoded) -> None:
@@ -122,7 +127,7 @@ def _decode(table: Manifest, data: Path, side: int, reading: Reading, progress: 
             findings.add("broken_images", f"row {table.numbers[row]} (id {ids[row]!r})", problem)
         _settle(findings, table)
 
-    done = decode_all(folder, refs, side, refuse, progress)
+    done = decode_all(folder, refs, side, refuse, progress, codec)
     broken = {place for place, _ in done.broken}
     order, refs = ([value for place, value in enumerate(values) if place not in broken] for values in (order, refs))
     labels = [apart.get(row, "train") for row in order]

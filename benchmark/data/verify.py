@@ -112,7 +112,7 @@ def _verify_export(path: Path, record: Path, progress: Progress) -> Verified:
     check_schema(record, about)
     card: dict[str, Any] = about.get("card", {})
     facts: dict[str, Any] = card.get("export", {})
-    if not facts or not isinstance(card.get("files"), dict):
+    if not facts or not isinstance(card.get("files"), dict) or not {"poisoned", "n_poison", "n_rows"} <= card.keys():
         raise BenchError(f"{record / EXPORT} does not say what was exported; it has been changed")
     _check_record(sealed, result, None if facts.get("image_format") == "jpeg" else card.get("side"), facts.get("to", ""))
     try:
