@@ -92,7 +92,11 @@ def test_fifty_kills_end_with_the_same_record(seed, undisturbed, tmp_path):
 
 def test_ctrl_c_ends_with_130_and_a_word(undisturbed, tmp_path):
     process = start(tmp_path)
-    time.sleep(undisturbed[1] * 0.6)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
