@@ -106,7 +106,11 @@ SCALES: dict[str, Scale] = {
         summary="a cell in seconds, for tests of behaviour; its numbers mean nothing",
         data=DataSettings(n_pairs=1024, n_held_out=128, n_clean=128, n_test=200, n_probe=400),
         train=TrainSettings(epochs=3, batch_size=64),
-        options={"targeted": {"n_targets": 4, "captions_per_target": 4}, "backdoor": {"rate": 0.02}, "roclip": {"pool_fraction": 0.08}},
+        options={
+            "targeted": {"n_targets": 4, "captions_per_target": 4},
+            "roclip": {"pool_fraction": 0.08},
+            **{key: {"rate": 0.02} for key in ("backdoor", "label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
+        },
     ),
     "small": Scale(
         name="small",
@@ -127,7 +131,11 @@ SCALES: dict[str, Scale] = {
         train=TrainSettings(epochs=24, batch_size=512, lr=5e-5, warmup_steps=10_000, precision="bf16", threads=8, snapshots="sparse"),
         augment=_PAPER_AUGMENT,
         model=ModelSettings(name="RN50-quickgelu"),
-        options={"targeted": {"captions_per_target": 30}, "backdoor": {"rate": 0.0005, "size": 16, "cell": 1}},
+        options={
+            "targeted": {"captions_per_target": 30},
+            "backdoor": {"rate": 0.0005, "size": 16, "cell": 1},
+            **{key: {"size": 16, "cell": 1} for key in ("label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
+        },
     ),
 }
 
