@@ -359,6 +359,16 @@ def test_every_row_is_read_or_counted(folder: Path, rows: list[tuple[str, bool]]
     assert found.counts.get("skipped_missing_files", 0) == len(rows) - n_there
 
 
+@pytest.mark.slow
+def test_three_million_rows_are_read_in_two_gigabytes_and_a_minute(tmp_path: Path) -> None:
+    from benchmark.perf import measured, write_pairs
+
+    path = write_pairs(tmp_path, 3_000_000)
+    seconds, memory = measured(f"from benchmark.data.manifest import read_manifest\nassert len(read_manifest(__import__('pathlib').Path({str(path)!r}))) == 3_000_000")
+    assert seconds < 60
+    assert memory < 2e9
+
+
 def write_photos(folder: Path, n: int, repeated: int = 0) -> Path:
     (folder / "photos").mkdir(parents=True)
     rows = []

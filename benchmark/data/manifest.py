@@ -243,17 +243,18 @@ def _locate(images: pa.ChunkedArray, numbers: NDArray[np.int64], root: Path, fin
         for begin in range(0, len(chunk), ROWS):
             files, stamps = [], []
             for image in chunk.slice(begin, ROWS).to_pylist():
-                number = int(numbers[row])
-                file = os.path.join(inside.root, image)
+                file = image if image.startswith("/") else inside.prefix + image
                 found = inside.status(image, file) if image else None
-                if not image:
-                    findings.add("empty_paths", number, "the image path is empty")
-                elif found is False:
-                    raise BenchError(
-                        f"{findings.where} row {number}: {image!r} leaves {root}; image paths are relative to the manifest or to --image-root. --allow-outside lets them leave it"
-                    )
-                elif found is None:
-                    findings.add("missing_files", number, f"no file at {image}", remedy)
+                if not found:
+                    number = int(numbers[row])
+                    if not image:
+                        findings.add("empty_paths", number, "the image path is empty")
+                    elif found is False:
+                        raise BenchError(
+                            f"{findings.where} row {number}: {image!r} leaves {root}; image paths are relative to the manifest or to --image-root. --allow-outside lets them leave it"
+                        )
+                    else:
+                        findings.add("missing_files", number, f"no file at {image}", remedy)
                 if found:
                     files.append(file)
                     stamps.append(f"{file}\0{found.st_size}\0{found.st_mtime_ns}\n")
@@ -269,7 +270,7 @@ class _Inside:
     """Files that stay in a folder when links are followed; the folders that they lie in are looked at once."""
 
     def __init__(self, root: Path, anywhere: bool) -> None:
-        self.root, self._anywhere = str(root), anywhere
+        self.root, self.prefix, self._anywhere = str(root), os.path.join(root, ""), anywhere
         self._known: dict[str, bool] = {}
 
     def status(self, image: str, file: str) -> os.stat_result | Literal[False] | None:
