@@ -5,14 +5,17 @@ import csv
 import io
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from benchmark.evaluate.statistics import wilson
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
 from benchmark.report.tables import KEY, WIDE, differences, groups, long_table, per_run, summaries, to_csv, wide_table
+from benchmark.report.terminal import print_outcomes
 
 
 def metric(name, value, of="backdoor", n=100, units="queries", card="a"):
@@ -179,3 +182,12 @@ def test_committed_tables_are_what_the_committed_records_say(table):
     assert (REFERENCE / table / "table.md").read_text() == to_markdown(runs)
     if table == "main":
         assert to_markdown(runs).strip() in (REFERENCE.parents[1] / "README.md").read_text()
+
+
+def test_the_table_after_a_run_fits_into_eighty_columns_a_row_a_line():
+    outcomes = [SimpleNamespace(record=run.record) for run in load(REFERENCE / "main")]
+    out = io.StringIO()
+    print_outcomes(outcomes, Console(file=out, width=80, highlight=False))
+    rows = [line for line in out.getvalue().splitlines() if line.startswith(("none ", "targeted ", "backdoor "))]
+    assert len(rows) == 16
+    assert all("%" in row and len(row) <= 80 for row in rows)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,11 +24,14 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
     runs = [Run(outcome.record, {}, Path()) for outcome in outcomes if outcome.record is not None]
     if not runs:
         return
-    table = Table(caption="floor: the same queries without the trigger. Intervals: 95 %, over queries or targets for one seed, over runs from three on.", caption_style="dim")
+    roomy = console.width >= 100  # a row of short names fits into 80 columns unbroken
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if roomy else 0)
+    table.caption = "floor: the same queries without the trigger. Intervals: 95 %, over queries or targets for one seed, over runs from three on."
+    table.caption_style, table.caption_justify = "dim", "left"
     for name in ("attack", "defense"):
         table.add_column(name, overflow="fold", min_width=10)
     for name in ("seeds", "poison", "ASR [95 %]", "n", "floor", "zero-shot", "probe"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for group in groups(runs)[0]:
         table.add_row(*(Text(cell) for cell in _row(group)))
     console.print(table)
