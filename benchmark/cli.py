@@ -197,8 +197,8 @@ def report(
 
 
 @app.command("list")
-def list_command(what: Annotated[str, typer.Argument(help="attacks, defenses or scales; nothing for all.")] = "all") -> None:
-    """Known attacks, defenses and scales."""
+def list_command(what: Annotated[str, typer.Argument(help="attacks, defenses, scales, triggers or eval-sets; nothing for all.")] = "all") -> None:
+    """Known attacks, defenses, scales, triggers, evaluation sets."""
     from benchmark.show import listing
 
     typer.echo(listing(what))

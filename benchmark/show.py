@@ -17,7 +17,7 @@ from benchmark.progress import Progress
 from benchmark.registry import configure, find, names
 from benchmark.settings import SCALES
 
-_KINDS = ("attacks", "defenses", "scales")
+_KINDS = ("attacks", "defenses", "scales", "triggers", "eval-sets")
 
 
 def listing(what: str) -> str:
@@ -31,6 +31,17 @@ def listing(what: str) -> str:
         lines.append(f"{kind}:")
         if kind == "scales":
             lines += [f"  {name:<12}{scale.summary}" for name, scale in SCALES.items()]
+            continue
+        if kind == "triggers":
+            backdoor: Any = find("attack", "backdoor").load()
+            lines.append(f"  {', '.join(backdoor.short_names())}")
+            lines.append("  `--set attack.trigger=NAME`; `bench show trigger` draws them")
+            continue
+        if kind == "eval-sets":
+            from benchmark.data.eval_torchvision import KNOWN
+
+            lines += [f"  {name:<12}{known.splits}" for name, known in KNOWN.items()]
+            lines.append("  `--eval NAME`, or a folder of your own")
             continue
         singular: Any = kind[:-1]
         width = max(12, *(len(name) + 2 for name in names(singular)))

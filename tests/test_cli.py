@@ -218,6 +218,9 @@ def test_synonyms_of_foreign_data_need_a_source(folder_data, monkeypatch):
 
 def test_list_show_doctor_dry_run_and_clean(tmp_path):
     assert "roclip" in bench("list", "defenses").stdout
+    assert "blended-stripes, triangles" in bench("list", "triggers").stdout
+    assert "imagenet " in bench("list", "eval-sets").stdout
+    assert "watermark" in bench("list").stdout
     shown = bench("show", "roclip").stdout
     assert "arXiv 2303.06854" in shown
     assert "first_matched_epoch" in shown
