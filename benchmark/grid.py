@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.errors import BenchError, nearest
-from benchmark.matrix import Asked, Request, plan
+from benchmark.matrix import Asked, Request, plan, takes
 
 
 class Expected(BaseModel):
@@ -66,7 +66,7 @@ def read_grid(path: Path, request: Request) -> Grid:
     needs = " ".join(str(grid.get("needs", "")).split())
     if needs and request.data is None:
         raise BenchError(f"{path} wants data of yours. {needs}")
-    cells: list[Asked] = []
+    requests = []
     for part in parts:
         _check_keys(path, "a [[part]]", part, _PART)
         for key in ("attacks", "defenses"):
@@ -78,11 +78,17 @@ def read_grid(path: Path, request: Request) -> Grid:
             defenses=_words(path, part, "defenses"),
             seeds=_seeds(path, part.get("seeds", [0])),
             scale=part.get("scale", grid.get("scale", "small")),
-            sets=(*_words(path, grid, "set"), *_words(path, part, "set"), *request.sets),
             baseline=False,
             keep=path.parent,
         )
-        cells += plan(asked)
+        requests.append((asked, _words(path, part, "set")))
+    cells: list[Asked] = []
+    for asked, own in requests:
+        # What is set for the whole grid may concern some parts only: no other plugin has the option.
+        above, given = (
+            tuple(text for text in sets if takes(text, asked) or not any(takes(text, other) for other, _ in requests)) for sets in (_words(path, grid, "set"), request.sets)
+        )
+        cells += plan(replace(asked, sets=(*above, *own, *given)))
     try:
         expected = tuple(Expected(**entry) for entry in grid.get("expected", []))
     except (ValidationError, TypeError) as error:

@@ -330,19 +330,35 @@ def parse_set(text: str) -> tuple[str, str, Any]:
         return section, option, value
 
 
+def takes(text: str, request: Request) -> bool:
+    """Whether the option of `--set text` has somewhere to go in a request: any plugin it names, or the scale."""
+    section, option, _ = parse_set(text)
+    asked = {"attack": _expand("attack", request.attacks), "defense": _expand("defense", request.defenses)}
+    if section in asked:
+        return bool(_fitting(section, option, asked))
+    return section in SECTIONS or section in MEANS or section in _by_name(asked)
+
+
+def _by_name(asked: dict[str, list[str]]) -> dict[str, tuple[str, str]]:
+    return {Path(_bare(name)).stem: (kind, _bare(name)) for kind, plugins in asked.items() for name in plugins}
+
+
+def _fitting(section: str, option: str, asked: dict[str, list[str]]) -> list[str]:
+    plugins = dict.fromkeys(map(_bare, asked[section]))
+    return [name for name in plugins if option in find(section, name).load().model_fields]  # type: ignore[arg-type]
+
+
 def _plugin_options(sets: Sequence[str], asked: dict[str, list[str]]) -> dict[str, dict[str, dict[str, Any]]]:
     """Options by kind and plugin; `attack.` and `defense.` reach every asked plugin that has the option."""
     options: dict[str, dict[str, dict[str, Any]]] = {"attack": {}, "defense": {}}
-    by_name = {Path(_bare(name)).stem: (kind, _bare(name) if kind == "defense" else name) for kind, plugins in asked.items() for name in plugins}
+    by_name = _by_name(asked)
     for section, option, value in map(parse_set, sets):
         if section in SECTIONS or section in MEANS:
             continue
         if section in ("attack", "defense"):
-            plugins = list(dict.fromkeys(_bare(name) if section == "defense" else name for name in asked[section]))
-            fitting = [name for name in plugins if option in find(section, name).load().model_fields]  # type: ignore[arg-type]
+            fitting = _fitting(section, option, asked)
             if not fitting:
-                chosen = plugins[-1]
-                configure(find(section, chosen), {}, {option: value})  # type: ignore[arg-type]
+                configure(find(section, _bare(asked[section][-1])), {}, {option: value})  # type: ignore[arg-type]
             if section == "attack" and option == "rate" and value == 0:
                 raise BenchError("attack.rate is 0, which is no attack: use --attack none")
             for name in fitting:

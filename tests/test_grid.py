@@ -81,3 +81,15 @@ def test_published_numbers_stand_beside_ours_with_their_intervals(tmp_path, caps
 @pytest.mark.parametrize("path", sorted(ROOT.glob("results/reference/*/grid.toml")), ids=lambda path: path.parent.name)
 def test_the_reference_grids_can_be_read(path):
     assert read_grid(path, Request()).cells
+
+
+def test_what_is_set_for_a_whole_grid_reaches_the_parts_that_have_the_option(tmp_path):
+    text = 'scale = "smoke"\nset = ["defense.every=3"]\n' + "".join(
+        f'[[part]]\nattacks = ["{attack}"]\ndefenses = ["{defense}"]\n' for attack, defense in (("none", "clip"), ("backdoor", "roclip"))
+    )
+    cells = read_grid(write(tmp_path, text), Request(sets=("attack.rate=0.03",))).cells
+    assert [(cell.attack_options, cell.defense_options) for cell in cells] == [({}, {}), ({"rate": 0.03}, {"every": 3})]
+    with pytest.raises(BenchError, match=r"unknown option attack\.n_targets"):
+        read_grid(write(tmp_path, text), Request(sets=("attack.n_targets=2",)))
+    with pytest.raises(BenchError, match=r"unknown option defense\.every"):
+        read_grid(write(tmp_path, text.replace('set = ["defense.every=3"]\n', "").replace('["clip"]\n', '["clip"]\nset = ["defense.every=3"]\n')), Request())
