@@ -282,13 +282,13 @@ class Defense(Options):
         return type(self).suspicion is not Defense.suspicion
 
     def suspicion(self, model: Model, images: Tensor, task: Any) -> tuple[Tensor, float]:
-        """Scores (n,) of query images uint8 (n, 3, S, S), higher = more suspicious, and the defense's own threshold."""
+        """Scores (n,) of query images uint8 (n, 3, S, S), higher = more suspicious, and the defense's own threshold. Not called by the evaluator yet."""
         raise NotImplementedError
 
     def certify(self, model: Model, support: tuple[Tensor, Tensor], queries: Tensor) -> Certificates:
-        """Certified predictions from labelled support features (n, d), (n,) for query features (m, d)."""
+        """Certified predictions from labelled support features (n, d), (n,) for query features (m, d). Not called by the evaluator yet."""
         raise NotImplementedError
 
     def audit(self, model: Model, images: Tensor) -> float:
-        """One suspicion score of a whole model, from images uint8 (n, 3, S, S)."""
+        """One suspicion score of a whole model, from images uint8 (n, 3, S, S). Not called by the evaluator yet."""
         raise NotImplementedError
