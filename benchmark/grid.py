@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.errors import BenchError, nearest
-from benchmark.matrix import Asked, Request, plan, takes
+from benchmark.matrix import SECTIONS, Asked, Request, parse_set, plan, takes
 
 
 class Expected(BaseModel):
@@ -40,12 +43,17 @@ class Grid:
     about: str
 
 
-_TOP = {"scale", "about", "needs", "set", "part", "expected"}
-_PART = {"attacks", "defenses", "seeds", "set", "scale"}
+_TOP = {"scale", "about", "needs", "set", "order", "part", "expected"}
+_PART = {"attacks", "defenses", "seeds", "set", "scale", "axes", "variants", "exclude"}
+_ORDERS = ("parts", "seeds")
 
 
 def read_grid(path: Path, request: Request) -> Grid:
     """The cells of a TOML grid: tables `[[part]]` with attacks, defenses, seeds, set; above them `scale`, and `set` for all parts.
+
+    A part runs once for each entry of `variants` (a list of lists like `set`) and for each combination of its `axes` (an
+    option and its values), one seed of all of them before the next seed. `exclude` leaves cells out. With `order =
+    "seeds"` the grid as a whole runs one seed of every part before the next seed.
 
     Args:
         request: where data, evaluation sets and results lie, and how many cells run side by side.
@@ -63,38 +71,103 @@ def read_grid(path: Path, request: Request) -> Grid:
     parts = grid.get("part", [])
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         raise BenchError(f"{path} has no [[part]]; each part has attacks, defenses, seeds and perhaps set")
+    if grid.get("order", "parts") not in _ORDERS:
+        raise BenchError(f"{path}: expected order = {' or '.join(map(repr, _ORDERS))}, got {grid['order']!r}")
     needs = " ".join(str(grid.get("needs", "")).split())
     if needs and request.data is None:
         raise BenchError(f"{path} wants data of yours. {needs}")
-    requests = []
-    for part in parts:
-        _check_keys(path, "a [[part]]", part, _PART)
-        for key in ("attacks", "defenses"):
-            if key not in part:
-                raise BenchError(f"{path}: a [[part]] has no {key}")
-        asked = replace(
-            request,
-            attacks=_words(path, part, "attacks"),
-            defenses=_words(path, part, "defenses"),
-            seeds=_seeds(path, part.get("seeds", [0])),
-            scale=part.get("scale", grid.get("scale", "small")),
-            baseline=False,
-            keep=path.parent,
-        )
-        requests.append((asked, _words(path, part, "set")))
+    requests = [_request(path, grid, part, request) for part in parts]
+    above = _words(path, grid, "set")
     cells: list[Asked] = []
-    for asked, own in requests:
+    for part, asked in zip(parts, requests, strict=True):
         # What is set for the whole grid may concern some parts only: no other plugin has the option.
-        above, given = (
-            tuple(text for text in sets if takes(text, asked) or not any(takes(text, other) for other, _ in requests)) for sets in (_words(path, grid, "set"), request.sets)
-        )
-        cells += plan(replace(asked, sets=(*above, *own, *given)))
+        shared, given = (tuple(text for text in sets if takes(text, asked) or not any(takes(text, other) for other in requests)) for sets in (above, request.sets))
+        cells += _cells(path, part, asked, (*shared, *_words(path, part, "set")), given)
+    if grid.get("order") == "seeds":
+        cells.sort(key=lambda cell: cell.seed)
     try:
         expected = tuple(Expected(**entry) for entry in grid.get("expected", []))
     except (ValidationError, TypeError) as error:
         problem = str(error.errors()[0]["loc"][0]) + " " + error.errors()[0]["msg"].lower() if isinstance(error, ValidationError) else str(error)
         raise BenchError(f"{path}: [[expected]]: {problem}") from None
-    return Grid(cells, expected, str(grid.get("about", "")).strip())
+    return Grid(list(_distinct(cells)), expected, str(grid.get("about", "")).strip())
+
+
+def _request(path: Path, grid: Mapping[str, Any], part: dict[str, Any], request: Request) -> Request:
+    _check_keys(path, "a [[part]]", part, _PART)
+    for key in ("attacks", "defenses"):
+        if key not in part:
+            raise BenchError(f"{path}: a [[part]] has no {key}")
+    return replace(
+        request,
+        attacks=_words(path, part, "attacks"),
+        defenses=_words(path, part, "defenses"),
+        seeds=_seeds(path, part.get("seeds", [0])),
+        scale=part.get("scale", grid.get("scale", "small")),
+        baseline=False,
+        keep=path.parent,
+    )
+
+
+def _cells(path: Path, part: dict[str, Any], asked: Request, sets: tuple[str, ...], given: tuple[str, ...]) -> list[Asked]:
+    """The cells of one part; what the command line gives stands last and wins."""
+    combinations = [(*variant, *axis) for variant in _variants(path, part) for axis in _combinations(path, part)]
+    excluded = _excluded(path, part)
+    seeds = [(seed,) for seed in asked.seeds] if len(combinations) > 1 else [asked.seeds]
+    cells = [(cell, combination) for some in seeds for combination in combinations for cell in plan(replace(asked, seeds=some, sets=(*sets, *combination, *given)))]
+    left_out = [[_matches(condition, cell, combination) for cell, combination in cells] for condition in excluded]
+    for condition, found in zip(excluded, left_out, strict=True):
+        if not any(found):
+            raise BenchError(f"{path}: exclude {json.dumps(condition)} matches no cell of its [[part]]; names and values must be those of the part")
+    return [cell for index, (cell, _) in enumerate(cells) if not any(found[index] for found in left_out)]
+
+
+def _variants(path: Path, part: dict[str, Any]) -> list[tuple[str, ...]]:
+    variants = part.get("variants", [[]])
+    if not isinstance(variants, list) or not variants or not all(isinstance(one, list) for one in variants):
+        raise BenchError(f'{path}: variants must be a list of lists, for instance variants = [["defense.every=3"], ["defense.every=1", "defense.first_matched_epoch=9"]]')
+    return [_words(path, {"variants": one}, "variants") for one in variants]
+
+
+def _combinations(path: Path, part: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Every combination of the axes' values, as options of `set`; the last axis runs fastest."""
+    axes = part.get("axes", {})
+    example = '[part.axes] with "attack.rate" = [0.0005, 0.001, 0.002] below it'
+    if not isinstance(axes, dict):
+        raise BenchError(f"{path}: axes must be a table of options and their values, for instance {example}")
+    for option, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise BenchError(f"{path}: axis {option!r} must have a list of values, got {values!r}; for instance {example}")
+        parse_set(f"{option}=0")
+    return list(itertools.product(*([f"{option}={_text(value)}" for value in values] for option, values in axes.items())))
+
+
+def _excluded(path: Path, part: dict[str, Any]) -> list[dict[str, Any]]:
+    excluded = part.get("exclude", [])
+    if not isinstance(excluded, list) or not all(isinstance(one, dict) and one for one in excluded):
+        raise BenchError(f'{path}: exclude must be a list of tables, for instance exclude = [{{ defense = "clip", "attack.rate" = 0.01 }}]')
+    return excluded
+
+
+def _matches(condition: Mapping[str, Any], cell: Asked, combination: Sequence[str]) -> bool:
+    """Whether a cell is what `exclude` names: attack, defense, seed, or an option of its variant or axes; a list names several values."""
+    facts = {"attack": cell.attack, "defense": cell.defense, "seed": cell.seed} | {f"{section}.{option}": value for section, option, value in map(parse_set, combination)}
+    return all(name in facts and facts[name] in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in condition.items())
+
+
+def _distinct(cells: Iterable[Asked]) -> Iterable[Asked]:
+    """The cells without repetitions: an axis that a plugin does not have gives one cell and not several."""
+    seen = set()
+    for cell in cells:
+        sections = {f"{section}.{option}": value for section, option, value in map(parse_set, cell.request.sets) if section in SECTIONS}
+        key = json.dumps([cell.request.scale, cell.attack, cell.attack_options, cell.defense, cell.defense_options, cell.seed, sections], sort_keys=True, default=str)
+        if key not in seen:
+            seen.add(key)
+            yield cell
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _check_keys(path: Path, where: str, table: dict[str, Any], known: set[str]) -> None:

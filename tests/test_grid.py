@@ -1,5 +1,6 @@
 """Grid files: what they ask for, and what they say when they cannot be read."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,15 @@ def test_a_part_is_every_combination_of_what_it_lists(tmp_path):
         (PART.replace('"clip"', '"rocilp"'), "Did you mean 'roclip'"),
         (PART + '[[expected]]\nattack = "none"\n', "expected"),
         (PART + "set = [3]\n", "train.epochs=12"),
+        ('order = "doses"\n' + PART, "'parts' or 'seeds', got 'doses'"),
+        (PART + "axes = 3\n", "a table of options"),
+        (PART + '[part.axes]\n"attack.rate" = 0.1\n', "must have a list of values, got 0.1"),
+        (PART + "[part.axes]\nrate = [0.1]\n", r"section\.option=value"),
+        (PART + '[part.axes]\n"attack.rat" = [0.1]\n', "unknown option attack.rat"),
+        (PART + '[part.axes]\n"attack.rate" = [0.1, 0]\n', "use --attack none"),
+        (PART + 'variants = ["attack.rate=0.1"]\n', "a list of lists"),
+        (PART + 'exclude = ["backdoor"]\n', "a list of tables"),
+        (PART + 'exclude = [{ attack = "targeted" }]\n', "matches no cell"),
     ],
 )
 def test_a_grid_that_cannot_be_read_says_why_in_one_sentence(tmp_path, text, reason):
@@ -93,3 +103,58 @@ def test_what_is_set_for_a_whole_grid_reaches_the_parts_that_have_the_option(tmp
         read_grid(write(tmp_path, text), Request(sets=("attack.n_targets=2",)))
     with pytest.raises(BenchError, match=r"unknown option defense\.every"):
         read_grid(write(tmp_path, text.replace('set = ["defense.every=3"]\n', "").replace('["clip"]\n', '["clip"]\nset = ["defense.every=3"]\n')), Request())
+
+
+DOSES = """
+scale = "smoke"
+[[part]]
+attacks = ["none", "backdoor"]
+defenses = ["clip", "roclip"]
+seeds = [0, 1]
+exclude = [{ defense = "roclip", "attack.rate" = [0.01, 0.05] }, { attack = "none", seed = 1 }]
+[part.axes]
+"attack.rate" = [0.01, 0.02, 0.05]
+"""
+
+
+def test_an_axis_multiplies_the_cells_that_have_the_option_one_seed_before_the_next(tmp_path):
+    cells = read_grid(write(tmp_path, DOSES), Request()).cells
+    assert [(cell.seed, cell.attack, cell.defense, cell.attack_options.get("rate")) for cell in cells] == [
+        (0, "none", "clip", None),
+        (0, "backdoor", "clip", 0.01),
+        (0, "none", "roclip", None),
+        (0, "backdoor", "clip", 0.02),
+        (0, "backdoor", "roclip", 0.02),
+        (0, "backdoor", "clip", 0.05),
+        (1, "backdoor", "clip", 0.01),
+        (1, "backdoor", "clip", 0.02),
+        (1, "backdoor", "roclip", 0.02),
+        (1, "backdoor", "clip", 0.05),
+    ]
+
+
+def test_variants_go_one_after_the_other_and_axes_within_them(tmp_path):
+    text = (
+        'scale = "smoke"\n[[part]]\nattacks = ["backdoor"]\ndefenses = ["roclip"]\n'
+        'variants = [[], ["defense.every=1", "defense.first_matched_epoch=3"]]\n[part.axes]\n"augment.text" = ["none", "eda"]\n"attack.rate" = [0.01, 0.02]\n'
+    )
+    cells = read_grid(write(tmp_path, text), Request(sets=("defense.every=3",))).cells
+    every = {"every": 3}
+    assert [(cell.request.sets[:-1], cell.defense_options) for cell in cells] == [
+        ((*variant, f"augment.text={mode}", f"attack.rate={rate}"), options)
+        for variant, options in (((), every), (("defense.every=1", "defense.first_matched_epoch=3"), every | {"first_matched_epoch": 3}))
+        for mode in ("none", "eda")
+        for rate in ("0.01", "0.02")
+    ]
+
+
+def test_a_grid_in_order_of_seeds_runs_the_first_seed_of_every_part_first(tmp_path):
+    text = 'order = "seeds"\n' + PART.replace("[0, 3]", "[0, 1]") + PART.replace('"clip"', '"roclip"').replace("[0, 3]", "[0, 1]")
+    assert [(cell.seed, cell.defense) for cell in read_grid(write(tmp_path, text), Request()).cells] == [
+        (seed, name) for seed in (0, 1) for name in ("clip", "clip", "roclip", "roclip")
+    ]
+
+
+def test_the_grid_that_the_documents_show_can_be_read(tmp_path):
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "results" / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert len(read_grid(write(tmp_path, shown), Request()).cells) == 3 * (5 + 10 - 1)
