@@ -39,5 +39,4 @@ table-%: install
 	$(BIN)/bench matrix results/reference/$*/grid.toml
 	$(BIN)/bench report --results results/reference/$* --format md --out results/reference/$*/table.md
 	$(BIN)/bench report --results results/reference/$* --format csv --out results/reference/$*/table.csv
-	$(BIN)/bench report --results results/reference/$* --format long --out results/reference/$*/long.csv
 	$(BIN)/bench report --results results/reference/$* --against clip+aug --out results/reference/$*/against-clip+aug.csv

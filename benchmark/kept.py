@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,50 @@ from pydantic import ValidationError
 
 from benchmark.cell import Cell, finished
 from benchmark.data.poison import open_record, poison
+from benchmark.errors import BenchError
 from benchmark.evaluate.measure import Evaluator
+from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
 from benchmark.registry import configure
 from benchmark.settings import RunSettings, canonical
-from benchmark.stages import seal, write_atomically
+from benchmark.stages import damage, seal, write_atomically
 
 
 def keep(folder: Path, kept: Path) -> None:
-    """Copies a run without its zero-shot predictions, which are many and can be had again."""
+    """Copies a finished run with its predictions in their slim form; `kept` may be the folder itself."""
     part = kept.with_name(kept.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(folder, part, ignore=shutil.ignore_patterns("zero_shot-*", "done.json"))
+    shutil.copytree(folder, part, ignore=shutil.ignore_patterns(FOLDER, SLIM, "done.json"))
+    tables = read_predictions(folder)
+    if tables:
+        write_slim(tables, part / SLIM)
     seal(part, {"run_id": folder.name})
     shutil.rmtree(kept, ignore_errors=True)
     part.rename(kept)
     _index.cache_clear()
+
+
+def slim(table: Path) -> tuple[int, int]:
+    """Rewrites the predictions of every kept run of a reference table; bytes before and after. Records stay byte for byte.
+
+    Raises:
+        BenchError: no runs there, or one that is damaged.
+    """
+    folders = sorted(path.parent for path in table.glob("runs/*/record.json") if path.parent.suffix != ".part")
+    if not folders:
+        raise BenchError(f"no runs in {table}; a reference table has them in its folder runs")
+    before = after = 0
+    for folder in folders:
+        problem = damage(folder)
+        if problem:
+            raise BenchError(f"{folder} is damaged ({problem}); run its cell again, or remove it")
+        before += _size(folder)
+        keep(folder, folder)
+        after += _size(folder)
+    return before, after
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def find_kept(cell: Cell, runs: Path) -> dict[str, Any] | None:
@@ -98,3 +128,9 @@ def _same_poison(cell: Cell, record: dict[str, Any]) -> bool:
     sealed = open_record(made.record)
     cards = Evaluator(cell.suite, cell.attack.probes(cell.suite, sealed.kept), "", cell.stages).cards()
     return bool(sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"] and cards == record["cards"])
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        sizes = slim(Path(argument))
+        sys.stdout.write(f"{argument}: {sizes[0] / 1e6:.2f} MB -> {sizes[1] / 1e6:.2f} MB\n")
