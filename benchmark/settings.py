@@ -100,6 +100,9 @@ class Scale(_Settings):
 
 _PAPER_AUGMENT = AugmentSettings(crop_min=0.08, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, grayscale=0.2, blur=1.0)
 
+# The drawn scales train at four times the rate of SafeCLIP's paper, and an epoch of theirs is short.
+_SAFECLIP_RATES = {"in_lr": 2e-3, "cross_lr": 2e-3, "filter_lr": 5e-4}
+
 SCALES: dict[str, Scale] = {
     "smoke": Scale(
         name="smoke",
@@ -109,6 +112,7 @@ SCALES: dict[str, Scale] = {
         options={
             "targeted": {"n_targets": 4, "captions_per_target": 4},
             "roclip": {"pool_fraction": 0.08},
+            "safeclip": {"unimodal_epochs": 1, "cross_warmup_epochs": 0, "first_share": 0.5, **_SAFECLIP_RATES},
             **{key: {"rate": 0.02} for key in ("backdoor", "label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
         },
     ),
@@ -116,13 +120,14 @@ SCALES: dict[str, Scale] = {
         name="small",
         summary="10,000 drawn pairs at 32 px on one CPU core, about two minutes a training",
         train=TrainSettings(epochs=16),
-        options={"roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08}},
+        options={"roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08}, "safeclip": {**_SAFECLIP_RATES}},
     ),
     "medium": Scale(
         name="medium",
         summary="100,000 drawn pairs at 64 px on one GPU",
         data=DataSettings(n_pairs=100_000, side=64, n_test=2000),
         train=TrainSettings(epochs=16, batch_size=512, precision="bf16", threads=8),
+        options={"safeclip": {**_SAFECLIP_RATES}},
     ),
     "paper": Scale(
         name="paper",

@@ -16,10 +16,13 @@ _RATIO = (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
 
 
-def augment(images: Tensor, settings: AugmentSettings, rng: torch.Generator) -> Tensor:
-    """Augmented copies of images in [0, 1], (b, 3, S, S). `rng` is a CPU generator; draws are equal on every device."""
+def augment(images: Tensor, settings: AugmentSettings, rng: torch.Generator, boxes: Tensor | None = None) -> Tensor:
+    """Augmented copies of images in [0, 1], (b, 3, S, S). `rng` is a CPU generator; draws are equal on every device.
+
+    `boxes`, int64 (b, 4) as `crop_boxes` gives them, are crops that are drawn already.
+    """
     b, side = len(images), images.shape[-1]
-    boxes = crop_boxes(b, side, settings.crop_min, settings.crop_max, rng)
+    boxes = crop_boxes(b, side, settings.crop_min, settings.crop_max, rng) if boxes is None else boxes
     flips = torch.rand(b, generator=rng) < settings.flip
     out = crop_and_flip(images, boxes, flips)
     factors = [1 + (torch.rand(b, generator=rng) * 2 - 1) * spread for spread in (settings.brightness, settings.contrast, settings.saturation)]

@@ -70,14 +70,25 @@ class Now:
         self.epoch, self.phase, self.sums, self.counts, self.warnings = epoch, None, {}, {}, []
         self.rng = torch_generator("augment", self.seed, epoch)
 
-    def features(self, rows: NDArray[np.int64] | None = None) -> tuple[Tensor, Tensor]:
-        """Unit-length image and text features (n, d) of training rows in eval mode, without augmentation, on the CPU."""
-        rows = np.arange(self.n_rows) if rows is None else rows
-        return self.model.encode_images(self.data.images[rows]), self.model.encode_tokens(self.data.plain_tokens[rows])
+    def features(self, rows: NDArray[np.int64] | None = None, augmented: bool = False) -> tuple[Tensor, Tensor]:
+        """Unit-length image and text features (n, d) of training rows in eval mode, on the CPU.
 
-    def augment(self, images: Tensor) -> Tensor:
-        """One more augmented view of images in [0, 1], with the scale's augmentation whether or not the run says `+aug`."""
-        return augment(images, self.augment_settings, self.rng)
+        Without augmentation; `augmented` takes one augmented view of each image and the first text view of each caption,
+        drawn from a generator of its own.
+        """
+        rows = np.arange(self.n_rows) if rows is None else rows
+        if not augmented:
+            return self.model.encode_images(self.data.images[rows]), self.model.encode_tokens(self.data.plain_tokens[rows])
+        rng = torch_generator("features", self.seed, self.epoch)
+        image = self.model.encode_images(self.data.images[rows], view=lambda images: augment(images, self.augment_settings, rng))
+        return image, self.model.encode_tokens(self.data.texts.epoch(self.epoch)[0][rows])
+
+    def augment(self, images: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """One more augmented view of images in [0, 1], with the scale's augmentation whether or not the run says `+aug`.
+
+        `boxes`, int64 (b, 4) of top, left, height, width, replace the crops that would be drawn.
+        """
+        return augment(images, self.augment_settings, self.rng, boxes)
 
     def gather(self, x: Tensor) -> Tensor:
         """The tensor of all processes, in rank order; gradient flows to the local part."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,15 @@ class Model:
         return functional.normalize(features.float(), dim=-1)
 
     @torch.no_grad()
-    def encode_images(self, images: Images, batch_size: int = 256) -> Tensor:
-        """Features float32 (n, d) on the CPU, of uint8 images (n, S, S, 3), in eval mode."""
+    def encode_images(self, images: Images, batch_size: int = 256, view: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Features float32 (n, d) on the CPU, of uint8 images (n, S, S, 3), in eval mode; of a `view` of them in [0, 1], if given."""
         was_training = self.net.training
         self.net.eval()
         parts = []
         for begin in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[begin : begin + batch_size]))
-            parts.append(self.image(batch.to(self.device).permute(0, 3, 1, 2).float() / 255).cpu())
+            shown = batch.to(self.device).permute(0, 3, 1, 2).float() / 255
+            parts.append(self.image(shown if view is None else view(shown)).cpu())
         self.net.train(was_training)
         return torch.cat(parts) if parts else torch.zeros(0, self.width)
 

@@ -60,9 +60,10 @@ class TextViews:
         return tokens.reshape(-1, len(self.captions), tokens.shape[1])
 
     def _views(self, row: int, caption: str, epoch: int) -> list[str]:
-        rewrite = self.eda.rewrite if self.eda is not None else _as_it_is
+        rewrite = self.eda.rewrite if self.eda is not None else as_it_is
         return self.defense.captions(caption, generator("captions", self.seed, row, epoch), rewrite)
 
 
-def _as_it_is(text: str, rng: np.random.Generator) -> str:
+def as_it_is(text: str, rng: np.random.Generator) -> str:
+    """The text: what `rewrite` is in a run without text augmentation."""
     return text
