@@ -38,6 +38,7 @@ from benchmark.registry import Plugin
 from benchmark.seeding import generator, torch_generator
 from benchmark.settings import SCHEMA, RunSettings, canonical, digest
 from benchmark.stages import Stages, damage, seal, write_atomically
+from benchmark.train.allocator import keep_freed_memory
 from benchmark.train.augment import visible_share
 from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab, drop_snapshots, snapshots, weights_hash
 from benchmark.train.model import Model, load_weights, tokenizer
@@ -102,6 +103,7 @@ def _make(cell: Cell) -> dict[str, Any]:
     settings = cell.settings
     device = torch.device(settings.device)
     torch.set_num_threads(settings.train.threads)
+    keep_freed_memory()
     poisoned = plugin_code("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages))
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)

@@ -1,0 +1,35 @@
+"""Memory that a step has freed stays with the process."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+STEPS = """
+import resource, sys, torch
+from benchmark.train.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def step():
+    kept = [torch.ones(1 << 20) for _ in range(8)]
+    return float(sum(one.sum() for one in kept))
+for _ in range(5):
+    total = step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    total = step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 20, total)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
+def test_steps_after_the_first_ask_the_system_for_no_pages():
+    def faults(mode: str) -> tuple[int, str]:
+        printed = subprocess.run([sys.executable, "-c", STEPS, mode], check=True, capture_output=True, text=True).stdout.split()
+        return int(printed[0]), printed[1]
+
+    kept, usual = faults("keep"), faults("leave")
+    assert kept[0] < 10
+    assert usual[0] > 1000
+    assert kept[1] == usual[1]
