@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from benchmark.errors import BenchError
 from benchmark.settings import ModelSettings
 from benchmark.stages import file_sha256, seal
-from benchmark.train import checkpoints
-from benchmark.train.checkpoints import ABOUT, WEIGHTS, Ask, export_checkpoint, load_checkpoint, load_pretrained, self_test
+from benchmark.train import checkpoint_card, checkpoints
+from benchmark.train.checkpoint_card import ABOUT, WEIGHTS, export_checkpoint, self_test
+from benchmark.train.checkpoints import Ask, load_checkpoint, load_pretrained
 from benchmark.train.model import MEAN, STD, Model, assemble, build, save_weights
 from benchmark.train.weights import read_weights
 
@@ -425,7 +426,7 @@ def test_the_self_test_is_in_full_precision_whatever_the_model_runs_in(model):
 
 
 def test_the_patterns_of_the_self_test_are_eight_and_alike_at_every_side():
-    small, large = checkpoints._patterns(32), checkpoints._patterns(224)
+    small, large = checkpoint_card.patterns(32), checkpoint_card.patterns(224)
     assert small.shape == (8, 32, 32, 3)
     assert len({image.tobytes() for image in small}) == 8
     assert np.array_equal(large[:, ::7, ::7], small)

@@ -222,7 +222,7 @@ def test_one_checkpoint_measured_with_two_poisons_is_not_averaged_over_them(tmp_
 
 def test_a_second_start_reads_the_record(shared, snapshot, alone, monkeypatch):
     first = evaluate(shared, alone, attack="backdoor", model="bench-small")
-    monkeypatch.setattr("benchmark.external.Evaluator", None)
+    monkeypatch.setattr("benchmark.external.evaluate.Evaluator", None)
     assert evaluate(shared, alone, attack="backdoor", model="bench-small") == first
 
 
