@@ -5,6 +5,7 @@ pairs -> attack.poison -> poisoned manifest + sealed record -> pack -> defense.d
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import resource
@@ -29,9 +30,11 @@ from benchmark.data.pack import Pack, pack
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, open_record, poison
 from benchmark.errors import BenchError, PluginError
+from benchmark.evaluate import trained_pairs
 from benchmark.evaluate.detection import detection, filtering
 from benchmark.evaluate.measure import Evaluator, read
 from benchmark.evaluate.metric import Metric
+from benchmark.evaluate.pictures import keep_pictures
 from benchmark.guard import sealed
 from benchmark.progress import Progress
 from benchmark.registry import Plugin
@@ -121,7 +124,7 @@ def _make(cell: Cell) -> dict[str, Any]:
     evaluation = evaluator.measure(lambda: models, weights, settings.train.precision, probe)
     metrics, collapsed = read(evaluation)
     try:
-        curve = _curve(cell, lab, evaluator)
+        curve = _curve(cell, lab, evaluator, _Pairs(cell, record, poisoned, packed))
     except _SnapshotsGone as gone:
         # Another evaluation took them away and this one needs them: train again, from the same seed to the same weights.
         cell.progress.say("the snapshots of this training were removed after another evaluation; training it again")
@@ -131,6 +134,7 @@ def _make(cell: Cell) -> dict[str, Any]:
     metrics += _row_metrics(lab, record, poisoned, n_models=len(models))
     metrics += _visibility(cell, record)
     result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed)
+    keep_pictures(cell.results, result, cell.source, cell.suite, poisoned, record, probes, evaluator.asked)
     publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began))
     return result
 
@@ -166,7 +170,7 @@ class _SnapshotsGone(Exception):
         self.folder = folder
 
 
-def _curve(cell: Cell, lab: Lab, evaluator: Evaluator) -> list[dict[str, Any]]:
+def _curve(cell: Cell, lab: Lab, evaluator: Evaluator, pairs: _Pairs) -> list[dict[str, Any]]:
     """Cheap metrics after each epoch of the last training, with the phase of the epoch."""
     if not lab.trainings:
         return []
@@ -181,7 +185,7 @@ def _curve(cell: Cell, lab: Lab, evaluator: Evaluator) -> list[dict[str, Any]]:
             point |= {name: value for name, value in row.items() if name not in ("warnings", "epoch", "phase", "pairs")}
             if str(epoch) in names and (cell.settings.evaluation.curve or epoch == max(log)):
                 metrics, _ = read(_evaluate_snapshot(cell, evaluator, folder, epoch, names[str(epoch)]))
-                point["metrics"] = {f"{metric.name}/{metric.of}": metric.value for metric in metrics if metric.name in _CURVE}
+                point["metrics"] = {f"{metric.name}/{metric.of}": metric.value for metric in metrics if metric.name in _CURVE} | pairs.measure(folder, epoch, names[str(epoch)])
             points.append(point)
         if not cell.keep_snapshots:
             drop_snapshots(folder)
@@ -200,6 +204,27 @@ def _evaluate_snapshot(cell: Cell, evaluator: Evaluator, folder: Path, epoch: in
     if path is None:
         raise _SnapshotsGone(folder)
     return evaluator.measure(partial(_load, cell, path), [name], precision, None)
+
+
+class _Pairs:
+    """Asks snapshots about the training pairs; what is asked is drawn when the first answer is not in the cache."""
+
+    def __init__(self, cell: Cell, record: SealedRecord, poisoned: Poisoned, packed: Pack) -> None:
+        self.cell, self.packed = cell, packed
+        self.key = {"rows": packed.content, "poison": poisoned.record.parent.name}
+        self.asked = functools.cache(lambda: trained_pairs.ask(poisoned.rows()[0], record, cell.source, cell.suite))
+
+    def measure(self, folder: Path, epoch: int, name: str) -> dict[str, float]:
+        """The values of one snapshot."""
+        stages = self.cell.stages
+        facts = {"stage": "trained_pairs", "version": trained_pairs.VERSION, "weights": name, "precision": self.cell.settings.train.precision, **self.key}
+        found = stages.open("trained_pairs", facts)
+        if found is None:
+            path = snapshots(folder).get(epoch)
+            if path is None:
+                raise _SnapshotsGone(folder)
+            found = stages.make("trained_pairs", facts, lambda part: trained_pairs.write(partial(_load, self.cell, path), self.packed, self.asked(), part))
+        return trained_pairs.read(found)
 
 
 def _snapshot_names(folder: Path) -> dict[str, str]:
@@ -248,6 +273,7 @@ def _record(
     not_run = {"asr_clean_model": "not part of a single run", "asr_sham": "run again with --sham"} if evaluator.probes and not cell.settings.sham else {}
     if cell.settings.evaluation.linear_probe != "none":
         not_run |= evaluator.not_run()
+    not_run |= trained_pairs.not_run([point.get("metrics", {}) for point in curve])
     return {
         "schema": SCHEMA,
         "run_id": cell.settings.run_id,

@@ -15,6 +15,7 @@ from benchmark.cell import Cell, finished
 from benchmark.data.poison import open_record, poison
 from benchmark.errors import BenchError
 from benchmark.evaluate.measure import Evaluator
+from benchmark.evaluate.pictures import gallery_key
 from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
 from benchmark.registry import configure
 from benchmark.settings import RunSettings, canonical
@@ -32,6 +33,8 @@ def keep(folder: Path, kept: Path) -> None:
     seal(part, {"run_id": folder.name})
     shutil.rmtree(kept, ignore_errors=True)
     part.rename(kept)
+    if folder != kept:
+        _keep_pictures(folder, kept)
     _index.cache_clear()
 
 
@@ -57,6 +60,14 @@ def slim(table: Path) -> tuple[int, int]:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _keep_pictures(folder: Path, kept: Path) -> None:
+    """Copies the pictures of the run's poison, which all runs of that poison share."""
+    pictures = Path("gallery") / gallery_key(json.loads((kept / "record.json").read_text()))
+    made, copy = folder.parents[1] / pictures, kept.parents[1] / pictures
+    if made.is_dir() and not copy.is_dir():
+        shutil.copytree(made, copy)
 
 
 def find_kept(cell: Cell, runs: Path) -> dict[str, Any] | None:
