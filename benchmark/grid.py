@@ -45,7 +45,7 @@ class Grid:
 
 _TOP = {"scale", "about", "needs", "set", "order", "part", "expected"}
 _PART = {"attacks", "defenses", "seeds", "set", "scale", "axes", "variants", "exclude"}
-_ORDERS = ("parts", "seeds")
+_ORDERS = ("parts", "seeds", "defenses")
 
 
 def read_grid(path: Path, request: Request) -> Grid:
@@ -53,7 +53,8 @@ def read_grid(path: Path, request: Request) -> Grid:
 
     A part runs once for each entry of `variants` (a list of lists like `set`) and for each combination of its `axes` (an
     option and its values), one seed of all of them before the next seed. `exclude` leaves cells out. With `order =
-    "seeds"` the grid as a whole runs one seed of every part before the next seed.
+    "seeds"` the grid as a whole runs one seed of every part before the next seed, with `order = "defenses"` one defense, all
+    its seeds, before the next.
 
     Args:
         request: where data, evaluation sets and results lie, and how many cells run side by side.
@@ -85,6 +86,9 @@ def read_grid(path: Path, request: Request) -> Grid:
         cells += _cells(path, part, asked, (*shared, *_words(path, part, "set")), given)
     if grid.get("order") == "seeds":
         cells.sort(key=lambda cell: cell.seed)
+    elif grid.get("order") == "defenses":
+        first = list(dict.fromkeys(cell.defense for cell in cells))
+        cells.sort(key=lambda cell: (first.index(cell.defense), cell.seed))
     try:
         expected = tuple(Expected(**entry) for entry in grid.get("expected", []))
     except (ValidationError, TypeError) as error:

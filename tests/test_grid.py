@@ -44,7 +44,7 @@ def test_a_part_is_every_combination_of_what_it_lists(tmp_path):
         (PART.replace('"clip"', '"rocilp"'), "Did you mean 'roclip'"),
         (PART + '[[expected]]\nattack = "none"\n', "expected"),
         (PART + "set = [3]\n", "train.epochs=12"),
-        ('order = "doses"\n' + PART, "'parts' or 'seeds', got 'doses'"),
+        ('order = "doses"\n' + PART, "'parts' or 'seeds' or 'defenses', got 'doses'"),
         (PART + "axes = 3\n", "a table of options"),
         (PART + '[part.axes]\n"attack.rate" = 0.1\n', "must have a list of values, got 0.1"),
         (PART + "[part.axes]\nrate = [0.1]\n", r"section\.option=value"),
@@ -153,6 +153,11 @@ def test_a_grid_in_order_of_seeds_runs_the_first_seed_of_every_part_first(tmp_pa
     assert [(cell.seed, cell.defense) for cell in read_grid(write(tmp_path, text), Request()).cells] == [
         (seed, name) for seed in (0, 1) for name in ("clip", "clip", "roclip", "roclip")
     ]
+
+
+def test_a_grid_in_order_of_defenses_runs_all_seeds_of_one_before_the_next(tmp_path):
+    text = 'order = "defenses"\n' + PART.replace("[0, 3]", "[1, 0]").replace('"clip"', '"roclip", "clip"')
+    assert [(cell.defense, cell.seed) for cell in read_grid(write(tmp_path, text), Request()).cells] == [(name, seed) for name in ("roclip", "clip") for seed in (0, 0, 1, 1)]
 
 
 def test_the_grid_that_the_documents_show_can_be_read(tmp_path):
