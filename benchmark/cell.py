@@ -32,6 +32,7 @@ from benchmark.data.poison import Poisoned, SealedRecord, open_record, poison
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate import trained_pairs
 from benchmark.evaluate.detection import detection, filtering
+from benchmark.evaluate.hooks import Said, ask_hooks, check_hooks
 from benchmark.evaluate.measure import Evaluator, read
 from benchmark.evaluate.metric import Metric
 from benchmark.evaluate.pictures import keep_pictures
@@ -107,6 +108,7 @@ def _make(cell: Cell) -> dict[str, Any]:
     device = torch.device(settings.device)
     torch.set_num_threads(settings.train.threads)
     keep_freed_memory()
+    check_hooks(cell.defense, cell.defense_plugin.name, cell.suite.main)
     poisoned = plugin_code("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages))
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
@@ -123,6 +125,10 @@ def _make(cell: Cell) -> dict[str, Any]:
     weights = [model.identity() for model in models]
     evaluation = evaluator.measure(lambda: models, weights, settings.train.precision, probe)
     metrics, collapsed = read(evaluation)
+    name, run = cell.defense_plugin.name, settings.run_id
+    said = plugin_code(
+        "defense", cell.defense_plugin, lambda: ask_hooks(cell.defense, name, models, evaluator, evaluation, lambda n: np.array(lab.clean_pairs(n).pairs.images), run)
+    )
     try:
         curve = _curve(cell, lab, evaluator, _Pairs(cell, record, poisoned, packed))
     except _SnapshotsGone as gone:
@@ -132,10 +138,11 @@ def _make(cell: Cell) -> dict[str, Any]:
         gone.folder.with_name(gone.folder.name + ".snapshots.json").unlink(missing_ok=True)
         return _make(cell)
     metrics += _row_metrics(lab, record, poisoned, n_models=len(models))
+    metrics += said.metrics
     metrics += _visibility(cell, record)
-    result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed)
+    result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed, said)
     keep_pictures(cell.results, result, cell.source, cell.suite, poisoned, record, probes, evaluator.asked)
-    publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began))
+    publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began), said.predictions)
     return result
 
 
@@ -262,10 +269,19 @@ def _visibility(cell: Cell, record: SealedRecord) -> list[Metric]:
 
 
 def _record(
-    cell: Cell, record: SealedRecord, poisoned: Poisoned, packed: Pack, lab: Lab, metrics: list[Metric], curve: list[dict[str, Any]], evaluator: Evaluator, collapsed: bool
+    cell: Cell,
+    record: SealedRecord,
+    poisoned: Poisoned,
+    packed: Pack,
+    lab: Lab,
+    metrics: list[Metric],
+    curve: list[dict[str, Any]],
+    evaluator: Evaluator,
+    collapsed: bool,
+    said: Said,
 ) -> dict[str, Any]:
     logged = [line for folder in lab.trainings for row in json.loads((folder / "log.json").read_text()) for line in row.get("warnings", [])]
-    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *logged]
+    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *logged, *said.warnings]
     if packed.n_long:
         warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
     if collapsed:
@@ -284,7 +300,7 @@ def _record(
         "clean_pairs_used": lab.clean_pairs_used,
         "data": {"name": cell.source.name, "content": cell.source.content, "suite": cell.suite.content, "n_pairs": len(packed), "counts": cell.source.counts},
         "poison": about_poison(record),
-        "cards": evaluator.cards(),
+        "cards": evaluator.cards() | said.cards,
         "metrics": [metric.as_json() for metric in metrics],
         "collapsed": collapsed,
         "curve": curve,
@@ -324,13 +340,15 @@ def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
     }
 
 
-def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[str, Any]) -> None:
-    """Writes the folder of a finished run, whole or not at all."""
+def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[str, Any], predictions: Path | None = None) -> None:
+    """Writes the folder of a finished run, whole or not at all; `predictions` holds further tables beside those of the evaluation."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True)
     shutil.copytree(evaluation / "predictions", part / "predictions")
+    if predictions is not None:
+        shutil.copytree(predictions, part / "predictions", dirs_exist_ok=True)
     write_atomically(part / "cost.json", canonical(cost).encode())
     write_atomically(part / "environment.json", canonical(environment()).encode())
     write_atomically(part / "record.json", (canonical(record) + "\n").encode())

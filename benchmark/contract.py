@@ -22,6 +22,10 @@ A defense is one method with hooks for the one training loop. Overriding none of
                         loss = (part.loss or defense.loss)(model, batch, now)
                         loss.backward(); optimizer.step()
                 save weights, optimizer, defense.state             # nothing else survives a restart
+    for what a defense overrides, after training and on the same instance:
+        defense.suspicion(model, images, task)         # which queries look triggered
+        defense.certify(views, labels, n_classes)      # which predictions provably stay
+        defense.audit(model, images)                   # whether the model looks poisoned
 
 Options are the plugin's own typed fields, so the command line, the record and the documentation read one declaration.
 """
@@ -44,10 +48,11 @@ if TYPE_CHECKING:
     from benchmark.data.eval_sets import Suite
     from benchmark.data.pairs import Pairs
     from benchmark.train.lab import Lab
+    from benchmark.train.lab import Task as Asked
     from benchmark.train.loop import Now
     from benchmark.train.model import Model
 
-__all__ = ["Append", "Attack", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Trigger", "Why"]
+__all__ = ["Append", "Attack", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Trigger", "View", "Why"]
 
 Role = Literal["poison", "support", "cover", "negative", "sham"]
 Task = Literal["classify", "text_to_image", "image_to_text"]
@@ -223,16 +228,51 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Certificates:
-    """Predictions that provably stay: classes (m,), radii (m,) in `unit`, -1 where abstained.
+class View:
+    """What one model makes of the images that predictions are certified for.
 
-    `trusts` is what the proof takes for granted: `encoder` or `none`.
+    Attributes:
+        support: unit-length features (n, d) of labelled images; none of them where the evaluation set has no training images.
+        queries: unit-length features (m, d).
+        predicted: zero-shot classes (m,), int64.
     """
 
+    support: Tensor
+    queries: Tensor
+    predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Predictions that provably stay.
+
+    Attributes:
+        name: what the attacker may do, in a word: `insert`, `modify`; names the certificate's rows in tables.
+        predicted: classes (m,).
+        radius: largest attack (m,) in `unit` that provably leaves the prediction; -1 where there is none to certify.
+        unit: what an attack of size 1 is, as `support images added`. Radii of different units are never compared.
+        trusts: what the proof takes for granted.
+        says: what the proof covers, in a sentence.
+        largest: end of the curve; no radius of this kind can be larger.
+        joint: for proofs over all queries at once: of the queries that are predicted correctly, bool (m,), how many one attack
+            of this size can turn at most.
+    """
+
+    name: str
     predicted: NDArray[np.int64]
     radius: NDArray[np.int64]
     unit: str
     trusts: Literal["encoder", "none"]
+    says: str
+    largest: int
+    joint: Callable[[NDArray[np.bool_], int], int] | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.name and self.unit and self.says) or self.trusts not in ("encoder", "none"):
+            raise ValueError("a certificate names its attack, its unit, what it trusts (encoder or none) and what it covers")
+        radii = np.asarray(self.radius)
+        if radii.shape != np.shape(self.predicted) or not np.issubdtype(radii.dtype, np.integer) or (radii < -1).any() or (radii > self.largest).any():
+            raise ValueError(f"certificate {self.name!r}: radii are whole numbers from -1 to {self.largest}, one for each prediction")
 
 
 class Defense(Options):
@@ -240,6 +280,11 @@ class Defense(Options):
 
     kind: ClassVar[Literal["pre-training", "repair", "filter", "query", "audit", "certificate", "control"]] = "pre-training"
     clean_pairs_needed: ClassVar[int] = 0
+    """How many clean pairs it asks for; an option `n_clean` stands in its place where there is one."""
+    trusts: ClassVar[str] = ""
+    """What it takes for granted beside the training code, in a few words; clean pairs are named by themselves."""
+    needs_support: ClassVar[bool] = False
+    """Whether `certify` cannot do without labelled images."""
     told: ClassVar[Literal["nothing", "count", "record"]] = "nothing"
     """Controls alone are told something; every table marks them."""
     paper: ClassVar[str] = ""
@@ -277,18 +322,29 @@ class Defense(Options):
         image, text = model.image(batch.images), model.text(batch.tokens[0])
         return contrastive(now.gather(image), now.gather(text), model.scale)
 
-    def judges_queries(self) -> bool:
-        """Whether the defense overrides `suspicion`."""
-        return type(self).suspicion is not Defense.suspicion
+    @classmethod
+    def overrides(cls, hook: Literal["suspicion", "certify", "audit"]) -> bool:
+        """Whether the defense fills in a hook that the evaluator calls after training, on the instance on which `defend` ran."""
+        return getattr(cls, hook) is not getattr(Defense, hook)
 
-    def suspicion(self, model: Model, images: Tensor, task: Any) -> tuple[Tensor, float]:
-        """Scores (n,) of query images uint8 (n, 3, S, S), higher = more suspicious, and the defense's own threshold. Not called by the evaluator yet."""
+    def clean_wanted(self) -> int:
+        """How many clean pairs it asks for: its option `n_clean`, else `clean_pairs_needed`."""
+        return int(getattr(self, "n_clean", self.clean_pairs_needed))
+
+    def suspicion(self, model: Model, images: NDArray[np.uint8], task: Asked) -> tuple[Tensor, float]:
+        """Scores (n,) of query images uint8 (n, S, S, 3), higher = more suspicious, and the threshold above which it rejects.
+
+        A query's score does not depend on the other queries. The threshold comes from what the defense may know.
+        """
         raise NotImplementedError
 
-    def certify(self, model: Model, support: tuple[Tensor, Tensor], queries: Tensor) -> Certificates:
-        """Certified predictions from labelled support features (n, d), (n,) for query features (m, d). Not called by the evaluator yet."""
+    def certify(self, views: Sequence[View], labels: Tensor, n_classes: int) -> list[Certificates]:
+        """Certificates for the queries, one for each kind of attack; a view for each model that `defend` returned.
+
+        `labels`, int64 (n,), are the classes of the support images. Ties of votes go to the smaller class.
+        """
         raise NotImplementedError
 
-    def audit(self, model: Model, images: Tensor) -> float:
-        """One suspicion score of a whole model, from images uint8 (n, 3, S, S). Not called by the evaluator yet."""
+    def audit(self, model: Model, images: NDArray[np.uint8]) -> float:
+        """One suspicion score of a whole model, higher = more suspicious, from `clean_wanted` clean images uint8 (n, S, S, 3)."""
         raise NotImplementedError

@@ -20,7 +20,7 @@ def detection(name: str, values: NDArray[np.float64], flagged: NDArray[np.bool_]
         Metric("average_precision", name, float(average_precision_score(poisoned, values)), n, "pairs"),
         Metric("base_rate", name, n_poison / n, n, "pairs"),
         rate("precision_at_n", name, int(poisoned[top].sum()), n_poison, "", "pairs"),
-        Metric("fpr_at_tpr_0.95", name, _fpr_at(values, poisoned, 0.95), n - n_poison, "pairs"),
+        Metric("fpr_at_tpr_0.95", name, fpr_at(values, poisoned, 0.95), n - n_poison, "pairs"),
     ]
     if flagged is not None:
         metrics.append(rate("tpr_own", name, int((flagged & poisoned).sum()), n_poison, "", "pairs"))
@@ -40,7 +40,7 @@ def filtering(kept: NDArray[np.int64], poisoned: NDArray[np.bool_]) -> list[Metr
     ]
 
 
-def _fpr_at(values: NDArray[np.float64], poisoned: NDArray[np.bool_], tpr: float) -> float:
+def fpr_at(values: NDArray[np.float64], poisoned: NDArray[np.bool_], tpr: float) -> float:
     """Smallest false positive rate among thresholds that catch at least this share of the poison."""
     needed = int(np.ceil(tpr * poisoned.sum()))
     threshold = np.sort(values[poisoned])[::-1][needed - 1]

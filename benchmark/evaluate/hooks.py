@@ -1,0 +1,172 @@
+"""Calls what a defense overrides beside training, and measures what it says: suspicion of queries, certificates, an audit of the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from benchmark.contract import Defense, Images, Probe, View
+from benchmark.data.eval_sets import EvalSet
+from benchmark.errors import BenchError
+from benchmark.evaluate.certification import TRUST, certificate_card, certificate_table, certified_curve
+from benchmark.evaluate.features import Encoder
+from benchmark.evaluate.measure import Evaluator
+from benchmark.evaluate.metric import Metric, rate
+from benchmark.evaluate.query_detection import Judged, judged, query_detection, query_table
+from benchmark.evaluate.zero_shot import test_name
+from benchmark.settings import canonical, digest
+from benchmark.train.lab import Task
+from benchmark.train.model import Model
+
+VERSION = 1
+
+
+@dataclass
+class Said:
+    """What the hooks' metrics are, what they refer to, and what a reader should know of them."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    cards: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    predictions: Path | None = None
+
+
+def check_hooks(defense: Defense, name: str, main: EvalSet) -> None:
+    """Says before anything is trained if the defense cannot be measured on this evaluation set.
+
+    Raises:
+        BenchError: certificates without labelled images.
+    """
+    if defense.overrides("certify") and defense.needs_support and not len(main.train.labels):
+        raise BenchError(f"defense {name!r} certifies with labelled images, and evaluation set {main.name!r} has no train split; give --eval a set that has one first")
+
+
+def ask_hooks(defense: Defense, name: str, models: Sequence[Model], evaluator: Evaluator, evaluation: Path, clean: Callable[[int], NDArray[np.uint8]], run: str) -> Said:
+    """The finished answers of the hooks; nothing at all for a defense that overrides none.
+
+    Args:
+        defense: the instance on which `defend` ran.
+        evaluation: the finished evaluation of the same models, for what each attacked query is read as.
+        clean: clean images (n, S, S, 3) for an audit, granted and counted.
+        run: the run's id, which stands for all that the instance depends on.
+    """
+    if not any(defense.overrides(hook) for hook in ("suspicion", "certify", "audit")):
+        return Said()
+    granted = clean(defense.clean_wanted()) if defense.overrides("audit") else None
+    facts = {"stage": "hooks", "version": VERSION, "run": run, "weights": [model.identity() for model in models], "evaluation": evaluation.name}
+    folder = evaluator.stages.make("hooks", facts, partial(_build, defense, name, list(models), evaluator, evaluation, granted))
+    found = json.loads((folder / "metrics.json").read_text())
+    return Said([Metric(**metric) for metric in found["metrics"]], found["cards"], found["warnings"], folder / "predictions")
+
+
+def _build(defense: Defense, name: str, models: list[Model], evaluator: Evaluator, evaluation: Path, clean: NDArray[np.uint8] | None, folder: Path) -> None:
+    said, tables = Said(), dict[str, pd.DataFrame]()
+    probes = [probe for probe in evaluator.probes if probe.task == "classify" and (evaluation / "predictions" / f"attack-{probe.name}.parquet").is_file()]
+    seen = {probe.name: pd.read_parquet(evaluation / "predictions" / f"attack-{probe.name}.parquet") for probe in probes}
+    if defense.overrides("suspicion"):
+        _queries(defense, name, _single(models, name, "suspicion"), evaluator, probes, seen, said, tables)
+    if defense.overrides("certify"):
+        _certificates(defense, name, Encoder(models), evaluator, probes, seen, said, tables)
+    if clean is not None:
+        _audit(defense, name, _single(models, name, "audit"), evaluator, clean, said)
+    (folder / "metrics.json").write_text(canonical({"metrics": [metric.as_json() for metric in said.metrics], "cards": said.cards, "warnings": said.warnings}))
+    (folder / "predictions").mkdir()
+    for table, frame in tables.items():
+        frame.to_parquet(folder / "predictions" / f"{table}.parquet", compression="zstd", index=False)
+
+
+def _single(models: list[Model], name: str, hook: str) -> Model:
+    if len(models) != 1:
+        raise BenchError(f"defense {name!r} returns {len(models)} models that vote and overrides {hook}, which judges one")
+    return models[0]
+
+
+def _carded(said: Said, card: dict[str, Any]) -> str:
+    key = digest(card)[:16]
+    said.cards[key] = card
+    return key
+
+
+def _queries(
+    defense: Defense, name: str, model: Model, evaluator: Evaluator, probes: Sequence[Probe], seen: dict[str, pd.DataFrame], said: Said, tables: dict[str, pd.DataFrame]
+) -> None:
+    """Clean test images of the main set, then each probe: attacked queries against the same queries without the trigger, or test images for targets."""
+    counted: list[int] = []
+
+    def ask(images: NDArray[np.uint8], eval_set: EvalSet) -> Judged:
+        found = judged(lambda some: defense.suspicion(model, some, Task(eval_set.classnames, eval_set.templates)), images)
+        counted.append(found.n_not_finite)
+        return found
+
+    main = evaluator.suite.main
+    untouched = {main.name: ask(main.test.images, main)}
+    alarms = int(untouched[main.name].rejected.sum())
+    card = _carded(said, {**main.card, "detector": name, "queries": "clean test images"})
+    said.metrics.append(rate("query_clean_rejected", main.name, alarms, len(main.test.ids), card))
+    tables[f"queries-{main.name}"] = query_table(main.test.ids, untouched[main.name], triggered=False)
+    for probe in probes:
+        eval_set, asked, of_probe = evaluator.suite.get(probe.eval_set), evaluator.asked()[probe.name], seen[probe.name]
+        counts, reached = of_probe["counted"].to_numpy(bool), of_probe["rank_goal"].to_numpy() <= 1
+        attacked = ask(asked.triggered, eval_set)
+        targets = probe.trigger is None
+        if targets or probe.queries == "test":
+            if eval_set.name not in untouched:
+                untouched[eval_set.name] = ask(eval_set.test.images, eval_set)
+            clean = untouched[eval_set.name] if targets else untouched[eval_set.name].at(counts)
+        else:
+            clean = ask(asked.plain, eval_set).at(counts)
+        negatives = "test images" if targets else "the same queries without the trigger"
+        about = {**eval_set.card, "detector": name, "queries": "targets" if targets else "triggered", "negatives": negatives, "sources": probe.sources}
+        about |= {} if probe.trigger is None else {"trigger": probe.trigger.spec()}
+        units = "targets" if targets else "queries"
+        said.metrics += query_detection(probe.name, clean, attacked.at(counts), reached[counts], _carded(said, about), units)
+        tables[f"queries-attack-{probe.name}"] = query_table(asked.ids, attacked, triggered=True, reached=reached)
+    if sum(counted):
+        said.warnings.append(f"{name}: {sum(counted)} suspicion scores were not finite and count as the most suspicious ones")
+
+
+def _certificates(
+    defense: Defense, name: str, encoder: Encoder, evaluator: Evaluator, probes: Sequence[Probe], seen: dict[str, pd.DataFrame], said: Said, tables: dict[str, pd.DataFrame]
+) -> None:
+    """Certificates for the main set's test images, and for the attacked queries of each probe with a trigger on that set."""
+    main = evaluator.suite.main
+    labels = torch.from_numpy(np.asarray(main.train.labels))
+    support = encoder.images(main.train.name, main.train.images) if len(labels) else [torch.zeros(0, model.width) for model in encoder.models]
+
+    def ask(of: str, images_name: str, images: NDArray[np.uint8], ids: Sequence[str], true: NDArray[np.int64], about: dict[str, Any], **attacked: Any) -> None:
+        features = encoder.images(images_name, images)
+        classes = [(one @ weights.T).argmax(dim=1) for one, weights in zip(features, encoder.prototypes(main), strict=True)]
+        views = [View(*parts) for parts in zip(support, features, classes, strict=True)]
+        found = defense.certify(views, labels, len(main.classnames))
+        for one in found:
+            card = _carded(said, certificate_card(one, about, "triggered" if attacked else "clean", len(labels), len(encoder.models)))
+            said.metrics.extend(certified_curve(one, of, true, card, **attacked))
+            said.warnings.append(f"{name}: each certificate {TRUST[one.trusts]}")
+        tables[f"certified-{of}"] = certificate_table(found, ids, true)
+
+    ask(main.name, test_name(main), main.test.images, main.test.ids, main.test.labels, {**main.card, "defense": name})
+    for probe in probes:
+        if probe.trigger is None or isinstance(probe.queries, Images) or probe.eval_set != main.name:
+            continue
+        asked, of_probe = evaluator.asked()[probe.name], seen[probe.name]
+        about = {**main.card, "defense": name, "trigger": probe.trigger.spec(), "exclusion": "true class is the goal", "sources": probe.sources}
+        goal, counts = of_probe["goal"].to_numpy(np.int64), of_probe["counted"].to_numpy(bool)
+        ask(probe.name, f"attacked/{probe.name}", asked.triggered, asked.ids, of_probe["true"].to_numpy(np.int64), about, goal=goal, counted=counts)
+    said.warnings[:] = dict.fromkeys(said.warnings)
+
+
+def _audit(defense: Defense, name: str, model: Model, evaluator: Evaluator, clean: NDArray[np.uint8], said: Said) -> None:
+    score = float(defense.audit(model, clean))
+    if not np.isfinite(score):
+        raise ValueError(f"audit must return a finite number, got {score}")
+    card = _carded(said, {"audit": name, "images": "granted clean pairs", "n_images": len(clean), "reference": "the same audit of the same training without an attack"})
+    said.metrics.append(Metric("audit_score", name, score, 1, "models", card=card))
