@@ -254,6 +254,7 @@ class Certificates:
         trusts: what the proof takes for granted.
         says: what the proof covers, in a sentence.
         largest: end of the curve; no radius of this kind can be larger.
+        parameter: what the proof was made with: the number of neighbours, the radius of a ball, of images or of partitions.
         joint: for proofs over all queries at once: of the queries that are predicted correctly, bool (m,), how many one attack
             of this size can turn at most.
     """
@@ -265,6 +266,7 @@ class Certificates:
     trusts: Literal["encoder", "none"]
     says: str
     largest: int
+    parameter: float
     joint: Callable[[NDArray[np.bool_], int], int] | None = None
 
     def __post_init__(self) -> None:

@@ -113,6 +113,7 @@ SCALES: dict[str, Scale] = {
             "targeted": {"n_targets": 4, "captions_per_target": 4},
             "roclip": {"pool_fraction": 0.08},
             "safeclip": {"unimodal_epochs": 1, "cross_warmup_epochs": 0, "first_share": 0.5, **_SAFECLIP_RATES},
+            "rnn_certified": {"n_clean": 64},
             **{key: {"rate": 0.02} for key in ("backdoor", "label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
         },
     ),

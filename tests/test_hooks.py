@@ -1,5 +1,6 @@
 """The hooks that the evaluator calls after training: query scores, certificates, an audit, each of a planted kind."""
 
+import itertools
 import json
 
 import numpy as np
@@ -44,7 +45,7 @@ class Planted(Defense):
         (view,) = views
         assert view.support.shape == (150, 128) and labels.shape == (150,) and n_classes == 20
         n = len(view.queries)
-        return [Certificates("insert", view.predicted.numpy(), np.arange(n) % 5 - 1, "support images added", "encoder", "holds", 4)]
+        return [Certificates("insert", view.predicted.numpy(), np.arange(n) % 5 - 1, "support images added", "encoder", "holds", 4, 1.0)]
 
     def audit(self, model, images):
         assert images.shape == (7, 32, 32, 3)
@@ -83,9 +84,9 @@ def test_a_query_detector_reports_auroc_and_f1_at_its_own_threshold(planted):
 def test_certified_accuracy_counts_a_missing_certificate_as_wrong_and_says_what_it_trusts(planted):
     folder, record = planted
     table = pd.read_parquet(folder / "results" / "runs" / record["run_id"] / "predictions" / "certified-objects.parquet")
-    correct = table.true == table.pred
+    correct = table.true == table.pred_insert
     for size in (0, 1, 2, 4):
-        assert entry(record, f"certified_acc_{size}", "objects:insert")["value"] == pytest.approx((correct & (table.radius >= size)).mean())
+        assert entry(record, f"certified_acc_{size}", "objects:insert")["value"] == pytest.approx((correct & (table.radius_insert >= size)).mean())
     assert entry(record, "certified_abstained", "objects:insert")["value"] == 0.2
     triggered = entry(record, "certified_not_goal_2", "backdoor:insert")
     card = record["cards"][triggered["card"]]
@@ -160,7 +161,7 @@ def test_the_query_metrics_match_hand_values():
 
 
 def certificates(predicted, radius, largest=4, **more):
-    return Certificates("insert", np.array(predicted), np.array(radius), "support images added", "encoder", "holds", largest, **more)
+    return Certificates("insert", np.array(predicted), np.array(radius), "support images added", "encoder", "holds", largest, 1.0, **more)
 
 
 def test_certified_curves_never_rise_and_start_at_the_accuracy():
@@ -168,7 +169,7 @@ def test_certified_curves_never_rise_and_start_at_the_accuracy():
     true, predicted, radius = rng.integers(0, 3, 200), rng.integers(0, 3, 200), rng.integers(-1, 17, 200)
     curve = [metric for metric in certified_curve(certificates(predicted, radius, 16), "s", true, "") if metric.name.startswith("certified_acc_")]
     assert [metric.name.rpartition("_")[2] for metric in curve] == ["0", "1", "2", "4", "8", "16"]
-    assert all(left.value >= right.value for left, right in zip(curve, curve[1:], strict=False))
+    assert all(left.value >= right.value for left, right in itertools.pairwise(curve))
     assert curve[0].value == pytest.approx(((true == predicted) & (radius >= 0)).mean())
     assert all(metric.low <= metric.value <= metric.high and metric.n == 200 for metric in curve)
     assert sizes(7) == [0, 1, 2, 4] and sizes(0) == [0]
@@ -176,7 +177,7 @@ def test_certified_curves_never_rise_and_start_at_the_accuracy():
 
 @pytest.mark.parametrize("change", [{"unit": ""}, {"trusts": "nobody"}, {"says": ""}, {"radius": np.array([0.5])}, {"radius": np.array([5])}, {"radius": np.array([1, 1])}])
 def test_a_certificate_without_unit_and_trust_cannot_be_plotted(change):
-    facts = {"name": "insert", "predicted": np.array([0]), "radius": np.array([1]), "unit": "rows", "trusts": "none", "says": "holds", "largest": 4}
+    facts = {"name": "insert", "predicted": np.array([0]), "radius": np.array([1]), "unit": "rows", "trusts": "none", "says": "holds", "largest": 4, "parameter": 1.0}
     Certificates(**facts)
     with pytest.raises(ValueError, match="certificate"):
         Certificates(**{**facts, **change})

@@ -49,6 +49,7 @@ def certified_curve(
         Metric(metric, name, float(np.median(radius[those])) if those.any() else None, int(those.sum()), card=card)
         for metric, those in (("certified_radius_median", radius >= 0), ("certified_radius_median_correct", correct))
     ]
+    metrics.append(Metric("certified_parameter", name, certificates.parameter, n, card=card))
     metrics.append(rate("certified_abstained", name, int((radius < 0).sum()), n, card))
     return metrics
 
@@ -70,9 +71,6 @@ def certificate_card(certificates: Certificates, about: dict[str, Any], queries:
 
 
 def certificate_table(certificates: Sequence[Certificates], ids: Sequence[str], true: NDArray[np.int64]) -> pd.DataFrame:
-    """A row for each query and certificate; the whole curve can be drawn from it."""
-    tables = [
-        pd.DataFrame({"query_id": list(ids), "certificate": one.name, "unit": one.unit, "trusts": one.trusts, "true": true, "pred": one.predicted, "radius": one.radius})
-        for one in certificates
-    ]
-    return pd.concat(tables, ignore_index=True)
+    """A row for each query, with the prediction and the radius of each certificate; the whole curve can be drawn from it."""
+    columns = {f"{what}_{one.name}": values for one in certificates for what, values in (("pred", one.predicted), ("radius", one.radius))}
+    return pd.DataFrame({"query_id": list(ids), "true": true, **columns})
