@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.contract import Defense
+from benchmark.contract import Certificates, Defense, View
+from benchmark.evaluate.features import prototypes
 from benchmark.guard import sealed
 from benchmark.settings import AugmentSettings, ModelSettings
 from benchmark.testing.expect import Check, ContractError, check_described, expect, expect_untouched, instance, watched
@@ -39,6 +40,7 @@ def defense_checks(cls: type[Defense]) -> Iterator[list[Check]]:
             ("two runs give the same weights and scores, the second killed and continued", subject.check_repeats),
             ("a short batch and a batch of one give a finite loss and gradient", subject.check_batches),
             ("its state survives save and load", subject.check_state),
+            ("what it says of queries, predictions and the model has the promised form", subject.check_hooks),
         ]
 
 
@@ -89,6 +91,37 @@ class _DefenseSubject:
             raise ContractError(f"`state` may hold tensors, numbers and strings, in lists and dictionaries; reading it back fails: {str(error).splitlines()[0]}") from None
         changed = [name for name in state.keys() | restored.keys() if name not in restored or name not in state or not _equal(state[name], restored[name])]
         expect(not changed, f"state {', '.join(sorted(changed))} is not the same after save and load")
+
+    def check_hooks(self) -> None:
+        if not any(self.cls.overrides(hook) for hook in ("suspicion", "certify", "audit")):
+            return
+        defense: Defense = instance("defense", self.cls)
+        lab = self.world.lab(defense, "first")
+        defended = defense.defend(lab)
+        models = list(defended) if isinstance(defended, list) else [defended]
+        main = self.world.suite.main
+        queries = np.array(main.test.images[:12])
+        if self.cls.overrides("suspicion"):
+            (scores, threshold), (some, _) = (defense.suspicion(models[0], images, lab.task) for images in (queries, queries[:5]))
+            expect(tuple(scores.shape) == (12,), f"suspicion returns scores of shape {tuple(scores.shape)} for 12 images")
+            expect(math.isfinite(threshold), f"suspicion returns the threshold {threshold}")
+            expect(bool(torch.allclose(scores[:5].double(), some.double(), atol=1e-4)), "the suspicion of an image depends on the other images of the call")
+        if self.cls.overrides("certify"):
+            labels = torch.from_numpy(np.asarray(main.train.labels))
+            prompts = [template.replace("{c}", name) for name in main.classnames for template in main.templates]
+            views = []
+            for model in models:
+                features = model.encode_images(queries)
+                classes = (features @ prototypes(model.encode_texts(prompts), len(main.templates)).T).argmax(dim=1)
+                views.append(View(model.encode_images(main.train.images), features, classes))
+            found = defense.certify(views, labels, len(main.classnames))
+            expect(
+                bool(found) and all(isinstance(one, Certificates) and len(one.predicted) == 12 for one in found), "certify must return a list of Certificates, each for all queries"
+            )
+            expect(len({one.name for one in found}) == len(found), "two certificates of one name")
+        if self.cls.overrides("audit"):
+            score = defense.audit(models[0], np.array(self.world.source.clean.images[: defense.clean_wanted()]))
+            expect(isinstance(score, float) and math.isfinite(score), f"audit must return a finite number, got {score!r}")
 
     def _defend(self, cls: type[Defense], place: str, augmented: bool) -> tuple[list[str], list[Any]]:
         """Hashes of the weights, and what was handed in."""
