@@ -29,8 +29,8 @@ class Subspace(Defense):
     training alone and need not lie where the texts do.
 
     Source: "Test-Time Poisoned Sample Detection by Exploiting Shallow Malicious Matching in Backdoored CLIP", ICLR 2026.
-    Differs from the paper: without a language model. Variants of a class's text are prompt templates or a file's, and Unicode
-    spellings; the threshold is a quantile of clean images instead of their maximum.
+    Differs from the paper: without a language model. Variants of a class's text are prompt templates or a file's; the threshold
+    is a quantile of clean images instead of their maximum.
     """
 
     kind = "query"
@@ -41,6 +41,7 @@ class Subspace(Defense):
     threshold: Literal["quantile", "max"] = Field(
         "quantile", description="quantile: rejects what 5 % of the clean images would be; max: only what is above all of them, as the released code."
     )
+    spellings: bool = Field(False, description="Also the name in bold and italic letters of Unicode, as the paper; for models that have read such text.")
     variance: float = Field(0.95, gt=0, le=1, description="Share of the texts' variance that the subspace keeps.")
     components: int = Field(3, ge=1, description="Gaussian components of each class.")
     extra: int = Field(90, ge=0, description="Points drawn around the variants for each component, shared among them.")
@@ -77,12 +78,12 @@ class Subspace(Defense):
         return far(images), float(clean.max() if self.threshold == "max" else clean.quantile(0.95))
 
     def _variants(self, task: Task) -> list[list[str]]:
-        """For each class its name, then variants: templates or attributes, and two Unicode spellings of the name."""
+        """For each class its name, then variants: templates or attributes, and Unicode spellings of the name if asked for."""
         others = texts_of(task.classnames, task.templates, None if self.attributes is None else read_attributes(self.attributes))
         found = []
         for name, texts in zip(task.classnames, others, strict=True):
             variants = [text for text in dict.fromkeys(texts) if text != name]
-            found.append([name, *variants, spelled(name, "bold"), spelled(name, "italic")])
+            found.append([name, *variants, *([spelled(name, "bold"), spelled(name, "italic")] if self.spellings else [])])
             if not variants:
                 raise BenchError(f"class {name!r} has no text beside its name; give more prompts with --templates, or defense.attributes")
         return found
