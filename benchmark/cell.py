@@ -5,6 +5,7 @@ pairs -> attack.poison -> poisoned manifest + sealed record -> pack -> defense.d
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import platform
@@ -42,6 +43,7 @@ from benchmark.registry import Plugin
 from benchmark.seeding import generator, torch_generator
 from benchmark.settings import SCHEMA, RunSettings, canonical, digest
 from benchmark.stages import Stages, damage, seal, write_atomically
+from benchmark.train import distributed
 from benchmark.train.allocator import keep_freed_memory
 from benchmark.train.augment import visible_share
 from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab, drop_snapshots, snapshots, weights_hash
@@ -90,16 +92,20 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         BenchError: a request that cannot be met.
     """
     stages = Stages(cell.results, cell.progress.say)
-    if cell.folder.is_dir():
-        problem = damage(cell.folder)
-        if problem is None:
-            record = finished(cell.folder)
-            assert record is not None
-            return record
-        cell.progress.say(f"record {cell.folder.name} is damaged ({problem}); making it again")
-    with stages.lock(cell.folder):
-        record = finished(cell.folder)
+    record = distributed.from_first(lambda: _found(cell))
+    if record is not None:
+        return record
+    with stages.lock(cell.folder) if distributed.leads() else contextlib.nullcontext():
+        record = distributed.from_first(lambda: finished(cell.folder))
         return record if record is not None else _make(cell)
+
+
+def _found(cell: Cell) -> dict[str, Any] | None:
+    """The record if it is there and whole; a damaged one is named."""
+    problem = damage(cell.folder) if cell.folder.is_dir() else None
+    if problem is not None:
+        cell.progress.say(f"record {cell.folder.name} is damaged ({problem}); making it again")
+    return finished(cell.folder)
 
 
 def _make(cell: Cell) -> dict[str, Any]:
@@ -118,6 +124,13 @@ def _make(cell: Cell) -> dict[str, Any]:
     models = list(defended) if isinstance(defended, list) else [defended]
     if not models or not all(isinstance(model, Model) for model in models):
         raise PluginError(f"{cell.defense_plugin.name}.defend must return a model or a list of models, got {type(defended).__name__}")
+    result = distributed.from_first(lambda: _measured(cell, poisoned, packed, lab, models, began))
+    return result if result is not None else _make(cell)
+
+
+def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: list[Model], began: float) -> dict[str, Any] | None:
+    """The record of the run, written down; None if its training must be made again."""
+    settings = cell.settings
     record = open_record(poisoned.record)
     probes = cell.attack.probes(cell.suite, record.kept)
     evaluator = Evaluator(cell.suite, probes, poison_key(poisoned, settings.sham), cell.stages)
@@ -136,7 +149,7 @@ def _make(cell: Cell) -> dict[str, Any]:
         cell.progress.say("the snapshots of this training were removed after another evaluation; training it again")
         shutil.rmtree(gone.folder)
         gone.folder.with_name(gone.folder.name + ".snapshots.json").unlink(missing_ok=True)
-        return _make(cell)
+        return None
     metrics += _row_metrics(lab, record, poisoned, n_models=len(models))
     metrics += said.metrics
     metrics += _visibility(cell, record)
@@ -334,6 +347,7 @@ def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
         "pairs_trained": sum(one["pairs_trained"] for one in costs),
         "n_models_trained": len(costs),
         "threads": cell.settings.train.threads,
+        "processes": cell.settings.processes,
         "device": cell.settings.device,
         "wall_seconds_now": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -298,6 +298,18 @@ def main() -> None:
 
 
 def _run_cells(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any] = ()) -> None:
+    from benchmark.matrix import several_processes
+
+    if several_processes():
+        from benchmark.train.distributed import together
+
+        with together():
+            _run_and_print(cells, dry_run, next_command, expected)
+    else:
+        _run_and_print(cells, dry_run, next_command, expected)
+
+
+def _run_and_print(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any]) -> None:
     from benchmark.matrix import run_all
     from benchmark.progress import Progress
     from benchmark.report.terminal import print_expected, print_outcomes

@@ -12,6 +12,10 @@ class PluginError(Exception):
     """An exception inside a plugin's own code; the run fails with exit status 1 and the matrix goes on."""
 
 
+class ProcessLost(PluginError):
+    """Another process of the same training has ended; so does this one, with exit status 1."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to a misspelt one, or None if nothing is close."""
     lowered = {candidate.lower(): candidate for candidate in known}

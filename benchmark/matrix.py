@@ -21,7 +21,6 @@ from benchmark.errors import BenchError, PluginError, nearest, unknown
 from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
 from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PackSettings, PluginSettings, RunSettings, Scale, TrainSettings
-from benchmark.stages import Stages
 
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "train": TrainSettings, "augment": AugmentSettings, "model": ModelSettings, "evaluation": EvaluationSettings}
 # Sections that change how a run is carried out and nothing of its result.
@@ -165,12 +164,13 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
     from benchmark.cell import Cell
     from benchmark.data.eval_sets import open_suite
     from benchmark.data.source import open_source
+    from benchmark.train import distributed
 
     request, scale = asked.request, scale_of(asked.request)
     attack_plugin, defense_plugin = find("attack", asked.attack), find("defense", _bare(asked.defense))
     attack = configure(attack_plugin, scale.options.get(attack_plugin.name, {}), asked.attack_options)
     defense = configure(defense_plugin, scale.options.get(defense_plugin.name, {}), asked.defense_options)
-    stages = Stages(request.cache_folder, progress.say)
+    stages = distributed.SharedStages(request.cache_folder, progress.say)
     source = open_source(scale.data, request.data, request.image_root, stages, progress, request.reading, _means(request).codec)
     suite = open_suite(scale.data, request.eval, stages, progress, request.eval_root, request.templates)
     settings = RunSettings(
@@ -189,6 +189,7 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
         evaluation=scale.evaluation,
         device=request.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         sham=request.sham,
+        processes=distributed.size(),
     )
     labels = {
         "attack": label_of(attack_plugin, attack, scale, ""),
@@ -215,27 +216,37 @@ def run_all(cells: Sequence[Asked], progress: Progress) -> list[Outcome]:
     except BenchError as error:
         if len(cells) == 1:
             return [Outcome(cells[0], None, str(error), True)]
-    if jobs == 1:
+    if jobs == 1 or several_processes():
         return [_run_one(asked, progress) for asked in cells]
     return _run_pool(cells, jobs, progress)
+
+
+def several_processes() -> bool:
+    """Whether torchrun started this process beside others, which train together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _run_one(asked: Asked, progress: Progress) -> Outcome:
     from benchmark.cell import run_cell
     from benchmark.kept import find_kept, keep
+    from benchmark.train import distributed
 
     try:
         cell = open_cell(asked, replace(progress, label=asked.name))
         kept = asked.request.keep / "runs" if asked.request.keep else None
-        record = find_kept(cell, kept) if kept else None
+        record = distributed.from_first(lambda: find_kept(cell, kept) if kept else None)
         if record is None:
             record = run_cell(cell)
-            if kept:
+            if kept and distributed.leads():
                 keep(cell.folder, kept / cell.settings.run_id)
         return Outcome(asked, record)
     except BenchError as error:
+        if distributed.size() > 1:
+            raise  # the processes of one training stay in step, or end
         return Outcome(asked, None, str(error), True)
     except PluginError as error:
+        if distributed.size() > 1:
+            raise
         return Outcome(asked, None, str(error))
 
 

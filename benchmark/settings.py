@@ -175,6 +175,7 @@ class RunSettings(_Settings):
     evaluation: EvaluationSettings
     device: str
     sham: bool = False
+    processes: int = Field(1, ge=1, description="Processes that train one batch together; left out of the record where there is one.")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -186,7 +187,7 @@ class RunSettings(_Settings):
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as the record keeps them."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json", by_alias=True, exclude={"processes"} if self.processes == 1 else None)
 
     @property
     def run_id(self) -> str:

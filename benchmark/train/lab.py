@@ -24,6 +24,7 @@ from benchmark.registry import plugin_of
 from benchmark.seeding import generator
 from benchmark.settings import RunSettings, TrainSettings, digest
 from benchmark.stages import DONE, Stages, drop_files, file_sha256
+from benchmark.train import distributed
 from benchmark.train.eda import Eda, Synonyms
 from benchmark.train.loop import Budget, TrainingData, snapshot_name, train
 from benchmark.train.model import Model, build, load_weights
@@ -176,7 +177,7 @@ class Lab:
             "trainable": trainable,
             "seed": self._seed,
             "device": self._device.type,
-        }
+        } | distributed.facts()
         budget = Budget(settings, self._augment, self._augmented, self._seed)
         folder = self._stages.make("train", facts, partial(self._train, defense, view, plain, start, trainable, budget), resume=True)
         self.trainings.append(folder)
@@ -244,6 +245,8 @@ class Lab:
         eda = Eda(self._synonyms[1], self._augment.eda_ri) if self._augmented and self._augment.text == "eda" else None
         texts = TextViews(view.captions, worker, eda, self._tokenizer, settings.eot, self._seed, self._augment.text_aug == "static")
         log = train(model, worker, TrainingData(view.images, plain, texts), budget, folder, self.progress)
+        if not distributed.leads():
+            return
         torch.save(dict(worker.state), folder / "defense.pt")
         seconds = [row.pop("seconds") for row in log]
         (folder / "log.json").write_text(json.dumps(log, sort_keys=True))

@@ -10,6 +10,7 @@ import io
 import pickle
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from benchmark.progress import Progress
 from benchmark.seeding import torch_generator
 from benchmark.settings import AugmentSettings, TrainSettings
 from benchmark.stages import write_atomically
-from benchmark.train import schedule
+from benchmark.train import distributed, schedule
 from benchmark.train.augment import augment
 from benchmark.train.model import Model, optimizer, save_weights
 from benchmark.train.pixels import Pixels
@@ -68,7 +69,7 @@ class Now:
     def begin(self, epoch: int) -> None:
         """Starts an epoch (counted from 1) with empty sums and the epoch's own augmentation draws."""
         self.epoch, self.phase, self.sums, self.counts, self.warnings = epoch, None, {}, {}, []
-        self.rng = torch_generator("augment", self.seed, epoch)
+        self.rng = torch_generator("augment", self.seed, epoch, *distributed.own_stream())
 
     def features(self, rows: NDArray[np.int64] | None = None, augmented: bool = False) -> tuple[Tensor, Tensor]:
         """Unit-length image and text features (n, d) of training rows in eval mode, on the CPU.
@@ -77,11 +78,13 @@ class Now:
         drawn from a generator of its own.
         """
         rows = np.arange(self.n_rows) if rows is None else rows
+        images, encode, encode_tokens = self.data.images, self.model.encode_images, self.model.encode_tokens
+        distributed.average_buffers(self.model.net)
         if not augmented:
-            return self.model.encode_images(self.data.images[rows]), self.model.encode_tokens(self.data.plain_tokens[rows])
-        rng = torch_generator("features", self.seed, self.epoch)
-        image = self.model.encode_images(self.data.images[rows], view=lambda images: augment(images, self.augment_settings, rng))
-        return image, self.model.encode_tokens(self.data.texts.epoch(self.epoch)[0][rows])
+            return distributed.encode_together(encode, images, rows), distributed.encode_together(encode_tokens, self.data.plain_tokens, rows)
+        rng = torch_generator("features", self.seed, self.epoch, *distributed.own_stream())
+        image = distributed.encode_together(partial(encode, view=lambda batch: augment(batch, self.augment_settings, rng)), images, rows)
+        return image, distributed.encode_together(encode_tokens, self.data.texts.epoch(self.epoch)[0], rows)
 
     def augment(self, images: Tensor, boxes: Tensor | None = None) -> Tensor:
         """One more augmented view of images in [0, 1], with the scale's augmentation whether or not the run says `+aug`.
@@ -92,7 +95,7 @@ class Now:
 
     def gather(self, x: Tensor) -> Tensor:
         """The tensor of all processes, in rank order; gradient flows to the local part."""
-        return x
+        return distributed.gather(x)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator of its own for a purpose of the defense."""
@@ -151,6 +154,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
     steps_per_epoch = n // batch_size
     if steps_per_epoch == 0:
         raise BenchError(f"{n} pairs do not fill one batch of {batch_size}; use --set train.batch_size={max(2, n // 4)}")
+    distributed.check_batch(batch_size)
     total = steps_per_epoch * settings.epochs
     warm = schedule.warmup(settings, total)
     torch.set_num_threads(settings.threads)
@@ -161,13 +165,13 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
         model.train_only(used)
     adam = optimizer(model.net, settings)
     log = _resume(folder / "state.pt", model, adam, defense, progress)
-    _zero_gradients(adam)
+    gradients = _zero_gradients(adam)
     model.net.train()
     with progress.bar("training", settings.epochs * steps_per_epoch * batch_size, "pairs") as advance:
         advance(len(log) * steps_per_epoch * batch_size)
         for epoch in range(len(log) + 1, settings.epochs + 1):
             now.begin(epoch)
-            rng = torch_generator("views", budget.seed, epoch)
+            rng = torch_generator("views", budget.seed, epoch, *distributed.own_stream())
             tokens = torch.from_numpy(data.texts.epoch(epoch).astype(np.int64)).to(model.device)
             lengths = text_lengths(tokens)
             passes = defense.plan(epoch, now)
@@ -177,7 +181,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
             rates: list[float] = []
             began, done = time.perf_counter(), 0
             for part, batches in zip(passes, work, strict=True):
-                for index, (rows, shown) in enumerate(pixels.feed(batches)):
+                for index, (rows, shown) in enumerate(pixels.feed([distributed.share(rows) for rows in batches])):
                     position = steps_per_epoch * (epoch - 1) + done * steps_per_epoch / planned
                     now.step = int(position)
                     late = steps_per_epoch if settings.schedule == "official" else 0
@@ -186,10 +190,11 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
                     rates.append(rate)
                     for group in adam.param_groups:
                         group["lr"] = rate
-                    batch = make_batch(shown, tokens, lengths, rows, budget, now)
+                    batch = make_batch(shown, tokens, lengths, rows, budget, now, longest=int(lengths[batches[index]].max()))
                     adam.zero_grad(set_to_none=False)
                     loss = (part.loss or defense.loss)(model, defense.views(batch, rng), now)
                     torch.autograd.backward(loss)
+                    distributed.average_gradients(gradients)
                     adam.step()
                     with torch.no_grad():
                         model.net.get_parameter("logit_scale").clamp_(0, MAX_LOGIT_SCALE)
@@ -197,7 +202,12 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
                     done += 1
                     if done % 10 == 0 or done == planned:
                         advance(10 * batch_size if done % 10 == 0 else (done % 10) * batch_size, epoch=epoch, loss=float(loss.detach()))
+            if not distributed.same_everywhere(defense.state):
+                now.warn(f"epoch {epoch}: the defense's state differed between processes, and the first one's was kept; a defense must fill it from now.gather")
+            distributed.average_buffers(model.net)
             log.append(_epoch_row(now, passes, rates, model, done, batch_size, time.perf_counter() - began))
+            if not distributed.leads():
+                continue
             if _keeps(epoch, settings):
                 save_weights(model, folder / snapshot_name(epoch))
             _save(folder / "state.pt", model, adam, defense, log)
@@ -235,9 +245,12 @@ def text_lengths(tokens: Tensor) -> Tensor:
     return tokens.argmax(dim=-1).amax(dim=0).cpu() + 1  # the end token has the largest id
 
 
-def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, budget: Budget, now: Now) -> Batch:
-    """The batch of these rows (b,): their images uint8 (b, S, S, 3), and their part of all tokens (views, n, L)."""
-    longest = int(lengths[rows].max())
+def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, budget: Budget, now: Now, longest: int | None = None) -> Batch:
+    """The batch of these rows (b,): their images uint8 (b, S, S, 3), and their part of all tokens (views, n, L).
+
+    `longest` is the number of tokens to keep where the rows are a part of a larger batch.
+    """
+    longest = longest or int(lengths[rows].max())
     rows = rows.to(images.device)
     raw = images.permute(0, 3, 1, 2).float().div_(255)
     shown = augment(raw, budget.augment, now.rng) if budget.augmented else raw
@@ -245,7 +258,7 @@ def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, bu
 
 
 def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, steps: int, batch_size: int, seconds: float) -> dict[str, Any]:
-    row: dict[str, Any] = {name: float(total) / n for name, (total, n) in now.sums.items()}
+    row: dict[str, Any] = distributed.average({name: float(total) / n for name, (total, n) in now.sums.items()})
     if not all(np.isfinite(value) for value in row.values()):
         raise BenchError(f"epoch {now.epoch}: the loss is not finite; lower the learning rate, for instance --set train.lr={max(rates) / 4:g}")
     phases = sorted({part.phase for part in passes})
@@ -263,11 +276,18 @@ def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, s
     return row
 
 
-def _zero_gradients(adam: torch.optim.Optimizer) -> None:
-    """Gradients of zero instead of none, so that a tower that a loss leaves out is stepped alike before and after a restart."""
+def _zero_gradients(adam: torch.optim.Optimizer) -> Tensor | None:
+    """Gradients of zero instead of none, so that a tower that a loss leaves out is stepped alike before and after a restart.
+
+    Where several processes train, all of them lie in the buffer that is returned.
+    """
+    buffer = distributed.flat_gradients([parameter for group in adam.param_groups for parameter in group["params"]])
+    if buffer is not None:
+        return buffer
     for group in adam.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
+    return None
 
 
 def _frozen_copy(model: Model) -> torch.nn.Module:
