@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from benchmark.train.loop import Now
     from benchmark.train.model import Model
 
-__all__ = ["Append", "Attack", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Trigger", "View", "Why"]
+__all__ = ["Append", "Attack", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Texts", "Trigger", "View", "Why"]
 
 Role = Literal["poison", "support", "cover", "negative", "sham"]
 Task = Literal["classify", "text_to_image", "image_to_text"]
@@ -138,28 +138,55 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Text queries, or the texts of a gallery, and their ids.
+
+    Attributes:
+        of: id of the image that each text describes; empty where they describe none.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Probe:
     """What success is. The evaluator owns exclusions, controls and intervals.
 
+    `classify` ranks the goal class among the classes of `eval_set`. `text_to_image` ranks the images of `gallery` for each
+    text query, `image_to_text` its texts for each image; the goal is then the places in the gallery of the items that
+    should come first.
+
     Attributes:
         name: names the predictions file; unique within an attack.
-        task: `classify` ranks the goal among the classes of `eval_set`.
         eval_set: name of the evaluation set that owns class names and templates.
-        queries: `test` for the set's test images, or images of the attack's own.
-        trigger: stamped on the queries; None for the images as they are.
-        goal: one class, one per query, or a map from true class to goal.
+        queries: `test` for the set's test images, or images or texts of the attack's own.
+        trigger: stamped on the queries; where it has a text part and the task is `classify`, on every prompt as well. None for
+            the queries as they are.
+        goal: one class, one per query, or a map from true class to goal; places in the gallery for retrieval.
         ks: success at k is a rank of at most k; the first must be 1.
         sources: only queries of these true classes count; None for all but the goal's.
+        gallery: what retrieval ranks.
+        shows: class that the goal items show; queries, and those of the floor, that mention or show it do not count.
+        floor: queries of a retrieval without a trigger that should not reach the goal. With a trigger, the floor is the same
+            queries without it.
+        control: the metric that the share of successes is reported as, for a probe that is a control of another
+            (`asr_key_image`, `asr_cross`); such a probe adds to no `asr`.
     """
 
     name: str
     task: Task
     eval_set: str
-    queries: Literal["test"] | Images
+    queries: Literal["test"] | Images | Texts
     trigger: Trigger | None
     goal: int | tuple[int, ...] | Mapping[int, int]
     ks: tuple[int, ...] = (1, 5)
     sources: tuple[int, ...] | None = None
+    gallery: Images | Texts | None = None
+    shows: int | None = None
+    floor: Images | Texts | None = None
+    control: str | None = None
 
 
 class Attack(Options):

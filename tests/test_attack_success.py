@@ -156,7 +156,12 @@ def test_as_many_goals_as_queries_are_wanted():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"ks": (1, 10)}, "k = 10 of 10 classes"), ({"task": "text_to_image"}, "cannot be measured yet"), ({"eval_set": "mode"}, "Did you mean 'made'")]
+    ("changes", "message"),
+    [
+        ({"ks": (1, 10)}, "k = 10 of 10 classes"),
+        ({"task": "text_to_image"}, "images are classified, and this one is a text_to_image of str"),
+        ({"eval_set": "mode"}, "Did you mean 'made'"),
+    ],
 )
 def test_a_probe_that_cannot_be_measured_is_refused(changes, message):
     with pytest.raises(BenchError, match=message):

@@ -109,6 +109,18 @@ class AttackLab:
         self.stamps[key] = name
         return image.copy() if self.sham else trigger.image(image, key)
 
+    def stamp_text(self, trigger: Trigger, text: str, key: str) -> str:
+        """The text with the trigger, written down for the sealed record; in a sham run, the text as it was.
+
+        Args:
+            key: id of the row that is replaced, or of the image that an appended row shows.
+        """
+        spec = trigger.spec()
+        name = digest(spec)[:16]
+        self.triggers[name] = spec
+        self.stamps[key] = name
+        return text if self.sham else trigger.text(text, key)
+
     def keep(self, name: str, value: Any) -> None:
         """Hands JSON or an array to the sealed record and to `probes`."""
         if not isinstance(value, np.ndarray):

@@ -6,7 +6,7 @@ import csv
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmark.settings import digest
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 LAYOUTS = "train/<class>/ and test/<class>/ images, clip_benchmark's tars, or labels.csv with classes.py"
+CAPTIONS = "captions.tsv"
 _VALIDATION = 0.2
 _MAX_MEMBER = 64 << 20
 
@@ -48,6 +49,7 @@ class Listing:
         facts: what the pixels, labels and names depend on.
         target: default target class; None where the set declares none.
         about: what a number measured on this set should say about it.
+        captions: captions of test images by id, for retrieval.
         published: whether a test image that also stands in train is dropped from train, instead of refused.
     """
 
@@ -61,6 +63,7 @@ class Listing:
     target: str | None = None
     synonyms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     published: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -74,10 +77,37 @@ def read_folder(folder: Path) -> Listing:
     if not folder.is_dir():
         raise BenchError(f"no evaluation set at {folder}; expected a folder with {LAYOUTS}")
     if any((folder / part / "labels.csv").is_file() for part in (".", "test")):
-        return _labels_csv(folder)
-    if (folder / "zeroshot_classification_templates.txt").is_file() or any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
-        return _clip_benchmark(folder)
-    return _image_folder(folder)
+        listing = _labels_csv(folder)
+    elif (folder / "zeroshot_classification_templates.txt").is_file() or any((folder / "test").glob("*.tar")) or (folder / "test" / "nshards.txt").is_file():
+        listing = _clip_benchmark(folder)
+    else:
+        listing = _image_folder(folder)
+    if not (folder / CAPTIONS).is_file():
+        return listing
+    captions = read_captions(folder / CAPTIONS, listing.pools["test"].ids)
+    return replace(listing, captions=captions, facts={**listing.facts, "captions": digest(captions)})
+
+
+def read_captions(file: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Captions of test images by id, from lines of image, tab, caption; an image may have several.
+
+    Raises:
+        BenchError: a line without a tab or a caption, or of an image that is not in the test split.
+    """
+    found: dict[str, list[str]] = {}
+    known = set(ids)
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        image, tab, caption = line.partition("\t")
+        if not tab or not caption.strip():
+            raise BenchError(f"{file} row {number}: expected image<TAB>caption, got {line[:60]!r}")
+        if image not in known:
+            raise BenchError(f"{file} row {number}: {image!r} is no test image of this set; they are named like {ids[0]!r}")
+        found.setdefault(image, []).append(caption.strip())
+    if not found:
+        raise BenchError(f"{file} has no captions; expected lines of image<TAB>caption")
+    return {image: tuple(captions) for image, captions in found.items()}
 
 
 def files_pool(root: Path, split: str, files: Sequence[Path], labels: Sequence[int]) -> tuple[Pool, list[tuple[str, int, int]]]:

@@ -55,6 +55,7 @@ class EvalSet:
         synonyms: further words for a class, by display name.
         default_target: target class of attacks that are given none.
         about: what a number measured on this set should say about it, such as the metric that publications give.
+        captions: captions of test images by id, for a set of one's own that has some.
     """
 
     name: str
@@ -66,6 +67,7 @@ class EvalSet:
     validation: Split
     test: Split
     about: dict[str, Any] = field(default_factory=dict)
+    captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def index(self, classname: str) -> int:
         """The class with exactly this display name.
@@ -114,6 +116,7 @@ class Suite:
     Attributes:
         folder: everything that is stored of the sets; a defense may not open it.
         synonyms: words of the data's own vocabulary with their synonyms; empty where there is no such table.
+        world_seed: seed of the drawn world that the sets belong to; None for sets of other data.
     """
 
     sets: dict[str, EvalSet]
@@ -121,6 +124,7 @@ class Suite:
     folder: Path
     synonyms: dict[str, tuple[str, ...]]
     warnings: tuple[str, ...] = ()
+    world_seed: int | None = None
 
     @property
     def main(self) -> EvalSet:
@@ -162,7 +166,7 @@ def open_suite(
             "n_test": settings.n_test,
             "n_probe": settings.n_probe,
         }
-        return _load(stages.make("eval_sets", facts, partial(_draw, settings, progress)))
+        return replace(_load(stages.make("eval_sets", facts, partial(_draw, settings, progress))), world_seed=settings.seed)
     prompts = chosen(templates)
     suites: list[Suite] = []
     for one in [wanted] if isinstance(wanted, Path) else wanted:
@@ -247,7 +251,11 @@ def _decode(listing: Listing, side: int, progress: Progress, out: Path) -> None:
         warnings.append(f"evaluation set {listing.name!r} has classes that share a name: {', '.join(repeated[:10])}")
     splits = _splits(listing, hashes, warnings)
     about = _about(listing.name, listing.classes, listing.templates, listing.synonyms, target, splits)
-    _finish(out, [{**about, "about": listing.about} if listing.about else about], {}, warnings)
+    if listing.about:
+        about["about"] = listing.about
+    if listing.captions:
+        about["captions"] = {row_id: list(captions) for row_id, captions in listing.captions.items()}
+    _finish(out, [about], {}, warnings)
 
 
 def _splits(listing: Listing, hashes: dict[str, list[str]], warnings: list[str]) -> dict[str, tuple[Any, ...]]:
@@ -334,7 +342,7 @@ def _load(folder: Path) -> Suite:
     for one in about["sets"]:
         parts = {name: split(*facts) for name, facts in one["splits"].items()}
         synonyms = {word: tuple(others) for word, others in one["synonyms"].items()}
-        sets[one["name"]] = EvalSet(
-            one["name"], tuple(one["classes"]), tuple(one["templates"]), synonyms, one["default_target"], parts["train"], parts["validation"], parts["test"], one.get("about", {})
-        )
+        captions = {row_id: tuple(texts) for row_id, texts in one.get("captions", {}).items()}
+        classes, templates, about_it = tuple(one["classes"]), tuple(one["templates"]), one.get("about", {})
+        sets[one["name"]] = EvalSet(one["name"], classes, templates, synonyms, one["default_target"], parts["train"], parts["validation"], parts["test"], about_it, captions)
     return Suite(sets, about["content"], folder, {word: tuple(others) for word, others in about["synonyms"].items()}, tuple(about["warnings"]))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.contract import Images, Probe
+from benchmark.contract import Images, Probe, Texts
 from benchmark.data.eval_sets import EvalSet, Suite
 from benchmark.errors import BenchError
 from benchmark.evaluate.features import Encoder, ranks, tied
@@ -43,6 +43,8 @@ class Queries:
 def queries(probe: Probe, suite: Suite) -> Queries:
     """Stamps the probe's trigger on its images. The trigger is the one that poisoned the training images."""
     eval_set = suite.get(probe.eval_set)
+    if probe.task != "classify" or isinstance(probe.queries, Texts):
+        raise BenchError(f"probe {probe.name!r}: images are classified, and this one is a {probe.task} of {type(probe.queries).__name__}")
     if isinstance(probe.queries, Images):
         ids, plain, true = probe.queries.ids, probe.queries.images, torch.tensor(probe.queries.true)
         name = f"probe/{probe.name}/{digest(list(ids))[:16]}"
@@ -61,15 +63,13 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
     code only. A probe without a trigger (targeted) counts targets, and its floor is the share of other images that are
     taken for each target's class.
     """
-    if probe.task != "classify":
-        raise BenchError(f"probe {probe.name!r}: task {probe.task!r} cannot be measured yet")
     eval_set = suite.get(probe.eval_set)
     if max(probe.ks) >= len(eval_set.classnames):
         raise BenchError(f"probe {probe.name!r}: k = {max(probe.ks)} of {len(eval_set.classnames)} classes is no success; use a smaller k")
     card = digest(card_of(probe, asked, suite))[:16]
     units = "queries" if probe.trigger is not None else "targets"
     triggered_name = asked.name if probe.trigger is None else f"{asked.name}/{digest(probe.trigger.spec())[:16]}"
-    scores = encoder.scores(triggered_name, asked.triggered, eval_set)
+    scores = encoder.scores(triggered_name, asked.triggered, eval_set, probe.trigger)
     plain = encoder.scores(asked.name, asked.plain, eval_set)
     counts = asked.attacked(probe)
     n = int(counts.sum())
@@ -77,23 +77,24 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
     rank_goal = ranks(scores, asked.goal)
     rank_true = ranks(scores, asked.true.clamp(min=0))
     floor_rank = ranks(plain, asked.goal)
-    metrics = [rate("asr", probe.name, int((rank_goal <= 1)[counts].sum()), n, card, units)]
-    metrics += [rate(f"asr_top{k}", probe.name, int((rank_goal <= k)[counts].sum()), n, card, units) for k in probe.ks if k > 1]
-    if probe.trigger is None:
-        metrics.append(_collateral(encoder, probe, asked, eval_set, card))
-    else:
-        metrics.append(rate("asr_floor", probe.name, int((floor_rank <= 1)[counts].sum()), n, card))
-        metrics.append(rate("asr_all", probe.name, int((rank_goal <= 1).sum()), len(counts), card))
-        metrics.append(rate("untriggered_acc1", probe.name, int((ranks(plain, asked.true.clamp(min=0)) <= 1)[known].sum()), int(known.sum()), card))
-    metrics.append(rate("triggered_acc1", probe.name, int((rank_true <= 1)[known].sum()), int(known.sum()), card, units))
+    metrics = [rate(probe.control or "asr", probe.name, int((rank_goal <= 1)[counts].sum()), n, card, units)]
     goal_score = scores.gather(1, asked.goal.view(-1, 1)).squeeze(1)
     best_other = scores.scatter(1, asked.goal.view(-1, 1), -torch.inf).amax(dim=1)
-    if n:
-        ranked = rank_goal[counts].float()
-        metrics.append(Metric("goal_rank_median", probe.name, float(ranked.quantile(0.5)), n, units, card=card))
-        metrics.append(Metric("goal_rank_mean", probe.name, float(ranked.mean()), n, units, card=card))
-        metrics.append(Metric("goal_margin_mean", probe.name, float((goal_score - best_other)[counts].mean()), n, units, card=card))
-    metrics.append(Metric("n_ties", probe.name, float(tied(scores, asked.goal)[counts].sum()), n, units, card=card))
+    if probe.control is None:
+        metrics += [rate(f"asr_top{k}", probe.name, int((rank_goal <= k)[counts].sum()), n, card, units) for k in probe.ks if k > 1]
+        if probe.trigger is None:
+            metrics.append(_collateral(encoder, probe, asked, eval_set, card))
+        else:
+            metrics.append(rate("asr_floor", probe.name, int((floor_rank <= 1)[counts].sum()), n, card))
+            metrics.append(rate("asr_all", probe.name, int((rank_goal <= 1).sum()), len(counts), card))
+            metrics.append(rate("untriggered_acc1", probe.name, int((ranks(plain, asked.true.clamp(min=0)) <= 1)[known].sum()), int(known.sum()), card))
+        metrics.append(rate("triggered_acc1", probe.name, int((rank_true <= 1)[known].sum()), int(known.sum()), card, units))
+        if n:
+            ranked = rank_goal[counts].float()
+            metrics.append(Metric("goal_rank_median", probe.name, float(ranked.quantile(0.5)), n, units, card=card))
+            metrics.append(Metric("goal_rank_mean", probe.name, float(ranked.mean()), n, units, card=card))
+            metrics.append(Metric("goal_margin_mean", probe.name, float((goal_score - best_other)[counts].mean()), n, units, card=card))
+        metrics.append(Metric("n_ties", probe.name, float(tied(scores, asked.goal)[counts].sum()), n, units, card=card))
     predictions = pd.DataFrame(
         {
             "query_id": asked.ids,
@@ -113,6 +114,8 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
 def card_of(probe: Probe, asked: Queries, suite: Suite) -> dict[str, Any]:
     """What an attack's numbers refer to; values whose cards differ are never averaged."""
     card = {**suite.get(probe.eval_set).card, "task": probe.task, "ks": list(probe.ks), "exclusion": "true class is the goal", "rank": "pessimistic", "sources": probe.sources}
+    if probe.control is not None:
+        card["control"] = probe.control
     if probe.trigger is None:
         return {**card, "queries": "targets", "floor": "other test images taken for the goal", "n_targets": len(asked.ids)}
     spec = probe.trigger.spec()

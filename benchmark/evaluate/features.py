@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from benchmark.contract import Trigger
 from benchmark.data.eval_sets import EvalSet
 from benchmark.errors import BenchError
+from benchmark.settings import digest
 from benchmark.train.model import Model
 
 COLLAPSE = 0.999
@@ -23,7 +25,8 @@ class Encoder:
     def __init__(self, models: Sequence[Model]) -> None:
         self.models = list(models)
         self._images: dict[str, list[Tensor]] = {}
-        self._prototypes: dict[str, list[Tensor]] = {}
+        self._texts: dict[tuple[str, ...], list[Tensor]] = {}
+        self._prototypes: dict[tuple[str, str], list[Tensor]] = {}
 
     def images(self, name: str, images: NDArray[np.uint8]) -> list[Tensor]:
         """Unit-length features (n, d) of each model; `name` stands for these very images."""
@@ -31,16 +34,28 @@ class Encoder:
             self._images[name] = [_finite(model.encode_images(images), name) for model in self.models]
         return self._images[name]
 
-    def prototypes(self, eval_set: EvalSet) -> list[Tensor]:
-        """Zero-shot weights (C, d) of each model: per template unit length, mean, unit length again."""
-        if eval_set.name not in self._prototypes:
-            prompts = [template.replace("{c}", name) for name in eval_set.classnames for template in eval_set.templates]
-            self._prototypes[eval_set.name] = [prototypes(model.encode_texts(prompts), len(eval_set.templates)) for model in self.models]
-        return self._prototypes[eval_set.name]
+    def texts(self, texts: tuple[str, ...]) -> list[Tensor]:
+        """Unit-length features (n, d) of each model."""
+        if texts not in self._texts:
+            self._texts[texts] = [_finite(model.encode_texts(texts), "the queries", "text") for model in self.models]
+        return self._texts[texts]
 
-    def scores(self, name: str, images: NDArray[np.uint8], eval_set: EvalSet) -> Tensor:
-        """Class scores float32 (n, C): cosines of one model, or the share of votes of several."""
-        cosines = [features @ weights.T for features, weights in zip(self.images(name, images), self.prototypes(eval_set), strict=True)]
+    def prototypes(self, eval_set: EvalSet, trigger: Trigger | None = None) -> list[Tensor]:
+        """Zero-shot weights (C, d) of each model: per template unit length, mean, unit length again.
+
+        A trigger with a text part is on the prompts of all classes alike.
+        """
+        prompts = [template.replace("{c}", name) for name in eval_set.classnames for template in eval_set.templates]
+        if trigger is not None and on_prompts(trigger):
+            prompts = [trigger.text(prompt, f"prompt/{index}") for index, prompt in enumerate(prompts)]
+        key = (eval_set.name, digest(prompts))
+        if key not in self._prototypes:
+            self._prototypes[key] = [prototypes(model.encode_texts(prompts), len(eval_set.templates)) for model in self.models]
+        return self._prototypes[key]
+
+    def scores(self, name: str, images: NDArray[np.uint8], eval_set: EvalSet, trigger: Trigger | None = None) -> Tensor:
+        """Class scores float32 (n, C): cosines of one model, or the share of votes of several; `trigger` is for the prompts."""
+        cosines = [features @ weights.T for features, weights in zip(self.images(name, images), self.prototypes(eval_set, trigger), strict=True)]
         if len(cosines) == 1:
             return cosines[0]
         n_classes = len(eval_set.classnames)
@@ -62,6 +77,11 @@ def prototypes(prompt_features: Tensor, n_templates: int) -> Tensor:
     return functional.normalize(grouped.mean(dim=1), dim=-1)
 
 
+def on_prompts(trigger: Trigger) -> bool:
+    """Whether a trigger has a text part."""
+    return trigger.text("a photo", "prompt/0") != "a photo"
+
+
 def ranks(scores: Tensor, classes: Tensor) -> Tensor:
     """Pessimistic rank (n,) of one class a row: 1 + the number of other classes that score as high or higher."""
     own = scores.gather(1, classes.view(-1, 1))
@@ -74,8 +94,8 @@ def tied(scores: Tensor, classes: Tensor) -> Tensor:
     return (scores == own).sum(dim=1) > 1
 
 
-def _finite(features: Tensor, name: str) -> Tensor:
+def _finite(features: Tensor, name: str, what: str = "image") -> Tensor:
     bad = (~torch.isfinite(features).all(dim=1)).nonzero()
     if len(bad):
-        raise BenchError(f"image {int(bad[0])} of {name} has a feature that is not finite; the model is broken")
+        raise BenchError(f"{what} {int(bad[0])} of {name} has a feature that is not finite; the model is broken")
     return features

@@ -16,9 +16,10 @@ from benchmark.contract import Probe
 from benchmark.data.eval_sets import Suite
 from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import Queries, attack_success, card_of, queries
-from benchmark.evaluate.features import Encoder
+from benchmark.evaluate.features import Encoder, on_prompts
 from benchmark.evaluate.linear_probe import Fitted, linear_probe, missing_probe
 from benchmark.evaluate.metric import Metric, rate
+from benchmark.evaluate.retrieval import Retrieval, retrieval_card, retrieval_queries, retrieval_success
 from benchmark.evaluate.zero_shot import test_name, zero_shot
 from benchmark.settings import canonical, digest
 from benchmark.stages import Stages
@@ -35,17 +36,20 @@ class Evaluator:
     probes: Sequence[Probe]
     poison_key: str
     stages: Stages
-    _asked: dict[str, Queries] | None = None
+    _asked: dict[str, Queries | Retrieval] | None = None
 
-    def asked(self) -> dict[str, Queries]:
+    def asked(self) -> dict[str, Queries | Retrieval]:
         """The queries of each probe."""
         if self._asked is None:
-            self._asked = {probe.name: queries(probe, self.suite) for probe in self.probes}
+            self._asked = {probe.name: ask(probe, self.suite) for probe in self.probes}
         return self._asked
 
     def cards(self) -> dict[str, Any]:
         """What the numbers refer to, by the hash that the metrics carry."""
-        found: list[dict[str, Any]] = [card_of(probe, self.asked()[probe.name], self.suite) for probe in self.probes]
+        found: list[dict[str, Any]] = []
+        for probe in self.probes:
+            asked = self.asked()[probe.name]
+            found.append(retrieval_card(probe, asked, self.suite) if isinstance(asked, Retrieval) else card_of(probe, asked, self.suite))
         for eval_set in self.suite.sets.values():
             found += [eval_set.card, {**eval_set.card, "probe": "lbfgs"}]
         return {digest(card)[:16]: card for card in found}
@@ -54,7 +58,7 @@ class Evaluator:
         """Metrics of the linear probe that have no value, as `name/of`, and why."""
         reasons = {eval_set.name: eval_set.no_probe for eval_set in self.suite.sets.values() if eval_set.no_probe}
         of_sets = {f"{metric.name}/{name}": reason for name, reason in reasons.items() for metric in missing_probe(self.suite.get(name))}
-        return of_sets | {f"linear_probe_asr/{one.name}": reasons[one.eval_set] for one in self.probes if one.trigger is not None and one.eval_set in reasons}
+        return of_sets | {f"linear_probe_asr/{one.name}": reasons[one.eval_set] for one in self.probes if has_linear_probe(one) and one.eval_set in reasons}
 
     def facts(self, weights: Sequence[str], precision: str, probe: str | None) -> dict[str, Any]:
         """What an evaluation depends on."""
@@ -83,7 +87,11 @@ class Evaluator:
             found, tables[f"zero_shot-{eval_set.name}"] = zero_shot(encoder, eval_set)
             metrics += found
         for one in self.probes:
-            found, tables[f"attack-{one.name}"] = attack_success(encoder, one, self.asked()[one.name], self.suite)
+            asked = self.asked()[one.name]
+            if isinstance(asked, Retrieval):
+                found, tables[f"attack-{one.name}"] = retrieval_success(encoder, one, asked, self.suite)
+            else:
+                found, tables[f"attack-{one.name}"] = attack_success(encoder, one, asked, self.suite)
             metrics += found
         if probe is not None:
             metrics += self._linear_probes(encoder)
@@ -106,15 +114,30 @@ class Evaluator:
             metrics += found
         for one in self.probes:
             asked = self.asked()[one.name]
-            counts = asked.attacked(one)
-            if one.trigger is not None and one.eval_set not in by_set:
-                metrics.append(rate("linear_probe_asr", one.name, 0, 0, digest(card_of(one, asked, self.suite))[:16]))
-            elif one.trigger is not None:
+            if isinstance(asked, Retrieval) or one.trigger is None or not has_linear_probe(one):
+                continue
+            counts, card = asked.attacked(one), digest(card_of(one, asked, self.suite))[:16]
+            if one.eval_set not in by_set:
+                metrics.append(rate("linear_probe_asr", one.name, 0, 0, card))
+            else:
                 features = torch.cat(encoder.images(f"{asked.name}/{digest(one.trigger.spec())[:16]}", asked.triggered), dim=1)
                 hit = by_set[one.eval_set].predict(features) == asked.goal
-                card = digest(card_of(one, asked, self.suite))[:16]
                 metrics.append(rate("linear_probe_asr", one.name, int(hit[counts].sum()), int(counts.sum()), card))
         return metrics
+
+
+def ask(probe: Probe, suite: Suite) -> Queries | Retrieval:
+    """What a probe asks, with its trigger stamped.
+
+    Raises:
+        BenchError: a probe whose parts do not fit its task or its evaluation set.
+    """
+    return queries(probe, suite) if probe.task == "classify" else retrieval_queries(probe, suite)
+
+
+def has_linear_probe(probe: Probe) -> bool:
+    """Whether the linear probe measures it too: images with a trigger, no control, and no text key, which it would not see."""
+    return probe.task == "classify" and probe.trigger is not None and probe.control is None and not on_prompts(probe.trigger)
 
 
 def read(folder: Path) -> tuple[list[Metric], bool]:

@@ -178,8 +178,9 @@ def of_record(made: Made, asked: Evaluation, loaded: Loaded, progress: Progress)
             raise BenchError(f"{folder}: class {target['class']!r} has another number in evaluation set {target['eval_set']!r} than when the poison was made; give the same --eval")
     probes = plugin_code("attack", plugin, lambda: attack.probes(suite, record.kept))
     for probe in probes:
-        if isinstance(probe.queries, Images):
-            _same_side(folder, probe.queries.images.shape[1], loaded)
+        for items in (probe.queries, probe.gallery, probe.floor):
+            if isinstance(items, Images):
+                _same_side(folder, items.images.shape[1], loaded)
     return World(
         suite=suite,
         probes=probes,

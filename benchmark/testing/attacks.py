@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmark.contract import Attack, Probe
 from benchmark.data.poison import Poisoned, SealedRecord, open_record, read_image
-from benchmark.evaluate.attack_success import queries
+from benchmark.evaluate.measure import ask
+from benchmark.evaluate.retrieval import Retrieval
 from benchmark.settings import canonical, digest
 from benchmark.testing.expect import Check, check_described, expect, expect_untouched, instance, watched
 from benchmark.testing.world import World
@@ -93,20 +94,25 @@ class _AttackSubject:
             expect(probe.name not in seen, f"two probes are named {probe.name!r}")
             seen.add(probe.name)
             eval_set = self.world.suite.get(probe.eval_set)
+            expect(bool(probe.ks) and probe.ks[0] == 1, f"probe {probe.name!r}: the first k must be 1, got {probe.ks}")
+            asked = ask(probe, self.world.suite)
+            if isinstance(asked, Retrieval):
+                continue
             n_classes = len(eval_set.classnames)
-            asked = queries(probe, self.world.suite)
             bad = sorted({int(goal) for goal in asked.goal if not 0 <= int(goal) < n_classes})
             expect(not bad, f"probe {probe.name!r} has goal {bad[:1]}, and {eval_set.name} has classes 0 to {n_classes - 1}")
-            expect(bool(probe.ks) and probe.ks[0] == 1, f"probe {probe.name!r}: the first k must be 1, got {probe.ks}")
             expect(max(probe.ks) < n_classes, f"probe {probe.name!r}: k = {max(probe.ks)} of {n_classes} classes is no success")
             expect(bool(asked.attacked(probe).any()), f"probe {probe.name!r} counts no query")
 
     def check_trigger(self) -> None:
         stamped = set(self.record.header["triggers"])
         for probe in self.probes:
-            if probe.trigger is not None:
+            if probe.trigger is not None and probe.control is None:
                 canonical(probe.trigger.spec())
-                expect(digest(probe.trigger.spec())[:16] in stamped, f"probe {probe.name!r} has a trigger that lab.stamp never put on a training image")
+                expect(
+                    digest(probe.trigger.spec())[:16] in stamped,
+                    f"probe {probe.name!r} has a trigger that lab.stamp never put on a training image, nor lab.stamp_text on a caption",
+                )
 
     def _poison(self, seed: int, place: str) -> Poisoned:
         return self.world.poisoned(instance("attack", self.cls), seed, place)
