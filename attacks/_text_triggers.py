@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attacks._placing import Stamp
 from benchmark.seeding import generator
 
 TextKind = Literal["text:prefix", "text:suffix", "text:insert"]
@@ -57,6 +58,26 @@ class TextTrigger:
     def spec(self) -> dict[str, Any]:
         """Every parameter; `text_trigger_from_spec` rebuilds the trigger."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class BothKeys:
+    """A trigger for images and one for texts, set together."""
+
+    picture: Stamp
+    words: TextTrigger
+
+    def image(self, image: NDArray[np.uint8], key: str, at_test: bool = False) -> NDArray[np.uint8]:
+        """The copy of a uint8 image (S, S, 3) with the image key."""
+        return self.picture.image(image, key, at_test)
+
+    def text(self, text: str, key: str) -> str:
+        """The text with the text key."""
+        return self.words.text(text, key)
+
+    def spec(self) -> dict[str, Any]:
+        """The specifications of both."""
+        return {"kind": "both", "image": self.picture.spec(), "text": self.words.spec()}
 
 
 def text_trigger_from_spec(spec: dict[str, Any]) -> TextTrigger:

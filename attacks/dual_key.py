@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from attacks._captions import from_templates
 from attacks._goals import eval_set_of, hit_ks, random_victims
-from attacks._text_triggers import TEXT_ALIASES, TextTrigger
+from attacks._text_triggers import TEXT_ALIASES, BothKeys, TextTrigger, text_trigger_from_spec
 from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger
 from attacks._triggers import trigger_from_spec
 from benchmark.contract import Edit, Probe, Replace, Why
 from benchmark.data.attack_lab import AttackLab
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pairs import Pairs
-
-NOT_MEASURED = (
-    "dual_key: asr is that of the image key alone, a control that should stay near its floor. Both keys together ask for prompts with the text key, which cannot be measured yet"
-)
 
 
 class DualKey(TriggerOptions):
@@ -29,12 +25,9 @@ class DualKey(TriggerOptions):
 
     Source: Walmer et al., CVPR 2022 (TrojVQA), arXiv 2112.07668; the form with a prefix on captions: Liang et al., CVPR 2024
     (BadCLIP), arXiv 2311.12075.
-    Differs from the paper: rows with one key alone are an option, so that neither key works by itself. The attack's own
-    success is not measured yet, see the page; what is measured is the image key alone, a control.
+    Differs from the paper: rows with one key alone are an option, so that neither key works by itself.
     """
 
-    # Its only number today is a control, so `--attack all` leaves it out.
-    default: ClassVar[bool] = False
     touches = ("image", "caption")
     needs = ("class_terms",)
     paper = "Walmer et al. 2022, arXiv 2112.07668; Liang et al. 2024, arXiv 2311.12075"
@@ -63,19 +56,14 @@ class DualKey(TriggerOptions):
         n = lab.budget(self.rate, self.count)
         lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
         lab.keep("box", list(image_key.box(lab.side, "")))
-        if n:
-            lab.warnings.append(NOT_MEASURED)
-
-        def with_key(caption: str, row_id: str) -> str:
-            return caption if lab.sham else text_key.text(caption, row_id)
-
+        both = BothKeys(image_key, text_key)
         terms = eval_set.terms(target)
         rows = random_victims(lab, pairs, "victims", n, terms, set())
         taken = {pairs.ids[row] for row in rows}
         for index, row in enumerate(rows):
             row_id = pairs.ids[row]
-            caption = with_key(from_templates(eval_set, target, lab.rng("caption", index)), row_id)
-            yield Replace(row, lab.stamp(image_key, pairs.image(row), row_id), caption, Why(source=row_id))
+            caption = lab.stamp_text(both, from_templates(eval_set, target, lab.rng("caption", index)), row_id)
+            yield Replace(row, lab.stamp(both, pairs.image(row), row_id), caption, Why(source=row_id))
         n_negative = int(self.negatives * n + 0.5)
         lab.n_requested += 2 * n_negative
         singles = random_victims(lab, pairs, "negatives", 2 * n_negative, terms, taken) if n_negative else []
@@ -84,9 +72,13 @@ class DualKey(TriggerOptions):
             if index < n_negative:
                 yield Replace(row, lab.stamp(image_key, pairs.image(row), row_id), None, why)
             else:
-                yield Replace(row, None, with_key(pairs.captions[row], row_id), why)
+                yield Replace(row, None, lab.stamp_text(text_key, pairs.captions[row], row_id), why)
 
     def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
-        target = kept["targets"][0]
-        trigger = trigger_from_spec(kept["trigger"], kept.get("picture"))
-        return [Probe("image_key_alone", "classify", target["eval_set"], "test", trigger, target["index"], hit_ks(suite, target["eval_set"]))]
+        name, goal = kept["targets"][0]["eval_set"], kept["targets"][0]["index"]
+        image_key, text_key = trigger_from_spec(kept["trigger"], kept.get("picture")), text_trigger_from_spec(kept["text_trigger"])
+        return [
+            Probe("dual_key", "classify", name, "test", BothKeys(image_key, text_key), goal, hit_ks(suite, name)),
+            Probe("dual_key-image_key", "classify", name, "test", image_key, goal, (1,), control="asr_key_image"),
+            Probe("dual_key-text_key", "classify", name, "test", text_key, goal, (1,), control="asr_key_text"),
+        ]

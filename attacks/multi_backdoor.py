@@ -83,12 +83,14 @@ class MultiBackdoor(TriggerOptions):
                 yield Replace(row, lab.stamp(trigger, pairs.image(row), pairs.ids[row]), caption, Why(target=position, source=pairs.ids[row]))
 
     def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
-        probes = []
+        probes, crossed = [], []
         for index, target in enumerate(kept["targets"]):
             trigger = trigger_from_spec(kept[f"trigger_{index}"], kept.get("picture"))
             name = f"multi_backdoor-{kept[f'trigger_{index}']['kind'].replace(':', '-')}"
             probes.append(Probe(name, "classify", target["eval_set"], "test", trigger, target["index"], hit_ks(suite, target["eval_set"])))
-        return probes
+            for other in dict.fromkeys(one["index"] for one in kept["targets"] if one["index"] != target["index"]):
+                crossed.append(Probe(f"{name}-as-{other}", "classify", target["eval_set"], "test", trigger, other, (1,), control="asr_cross"))
+        return probes + crossed
 
     def _targets(self, eval_set: EvalSet) -> list[str]:
         n = len(self.triggers)

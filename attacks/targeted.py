@@ -9,10 +9,11 @@ import numpy as np
 from pydantic import Field
 
 from attacks._captions import corpus_rows, from_templates, rows_that_mention
+from attacks._held_out import innocent_image, true_class
 from benchmark.contract import Append, Attack, Edit, Images, Probe, Why
 from benchmark.data.attack_lab import AttackLab
 from benchmark.data.eval_sets import EvalSet, Suite
-from benchmark.data.mentions import Match, matcher, normalise
+from benchmark.data.mentions import Match, normalise
 from benchmark.data.pairs import Pairs
 from benchmark.errors import BenchError
 
@@ -54,7 +55,7 @@ class Targeted(Attack):
         taken: set[str] = set()
         targets, images = [], []
         for index, (classname, n) in enumerate(zip(classes, counts, strict=True)):
-            row = self._image(held_out, texts, lab, eval_set, classname, taken)
+            row = innocent_image(lab, texts, eval_set, classname, taken, f"image/{classname}")
             taken.add(held_out.ids[row])
             shown = held_out.image(row)
             images.append(shown)
@@ -64,7 +65,7 @@ class Targeted(Attack):
                     "index": eval_set.index(classname),
                     "id": held_out.ids[row],
                     "caption": held_out.captions[row],
-                    "true": _true_class(held_out, row, eval_set),
+                    "true": true_class(held_out, row, eval_set),
                     "eval_set": eval_set.name,
                 }
             )
@@ -110,14 +111,6 @@ class Targeted(Attack):
             raise BenchError(f"{eval_set.name} has {len(enough)} classes and attack.n_targets is {self.n_targets}; each target has a class of its own, so lower attack.n_targets")
         return lab.choose("classes", enough, self.n_targets)
 
-    def _image(self, held_out: Pairs, texts: list[str], lab: AttackLab, eval_set: EvalSet, classname: str, taken: set[str]) -> int:
-        pattern = matcher(eval_set.terms(classname), "word_plural")
-        goal = eval_set.index(classname)
-        by_id = {held_out.ids[row]: row for row in lab.unseen if held_out.ids[row] not in taken and not pattern.search(texts[row]) and _true_class(held_out, row, eval_set) != goal}
-        if not by_id:
-            raise BenchError(f"no held-out image is left for target {classname!r}: all {len(lab.unseen)} are taken or show or mention it")
-        return by_id[lab.choose(f"image/{classname}", by_id, 1)[0]]
-
     def _captions(self, pairs: Pairs, lab: AttackLab, eval_set: EvalSet, classname: str, classes: Sequence[str], n: int) -> list[tuple[str, str | None]]:
         prompts = [(from_templates(eval_set, classname, lab.rng("caption", (classname, index))), None) for index in range(n)]
         if self.caption_source == "templates":
@@ -129,11 +122,3 @@ class Targeted(Attack):
             return [(pairs.captions[row], pairs.ids[row]) for row in rows] + list(prompts[len(rows) :])
         rows = corpus_rows(lab, pairs, eval_set, classname, classes, n, match, self.on_short == "reuse")
         return [(pairs.captions[row], pairs.ids[row]) for row in rows]
-
-
-def _true_class(held_out: Pairs, row: int, eval_set: EvalSet) -> int:
-    """Class index by the row's own tag, or -1 where the data has no tags."""
-    for values in held_out.tags.values():
-        if values[row] in eval_set.classnames:
-            return eval_set.classnames.index(values[row])
-    return -1

@@ -107,12 +107,14 @@ def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Sourc
 def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, suite: Suite, source: Source, name: str, options: dict[str, Any], n: int) -> None:
     poisoned, record = poison_with(name, options)
     probes = configure(find("attack", name), {}, options).probes(suite, record.kept)
-    assert len({probe.name for probe in probes}) == len(probes) == {"none": 0, "multi_backdoor": len(record.kept.get("targets", []))}.get(name, 1)
+    n_targets = len(record.kept.get("targets", []))
+    assert len({probe.name for probe in probes}) == len(probes)
+    assert sum(probe.control is None for probe in probes) == {"none": 0, "multi_backdoor": n_targets, "mm_poison": n_targets}.get(name, 1)
     triggers = {digest(probe.trigger.spec())[:16]: probe.trigger for probe in probes if probe.trigger is not None}
     refs = dict(zip(*poisoned.rows()[:2], strict=True))
     assert all(probe.ks[0] == 1 and probe.eval_set in suite.sets for probe in probes)
     for row in record.rows.itertuples():
-        if row.role == "cover" or (row.role == "negative" and not row.trigger):
+        if row.role == "cover":
             continue
         stored = decode(poisoned.manifest / refs[row.id], 32)
         if name == "targeted":

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import benchmark
@@ -26,7 +27,9 @@ from benchmark.data.mentions import matcher, normalise
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord
 from benchmark.errors import BenchError
-from benchmark.evaluate.attack_success import queries
+from benchmark.evaluate.attack_success import attack_success, queries
+from benchmark.evaluate.features import Encoder
+from benchmark.evaluate.measure import has_linear_probe
 from benchmark.registry import configure, find
 from benchmark.testing import check_attack
 
@@ -57,7 +60,7 @@ def test_each_trigger_has_rows_and_a_target_of_its_own(poison_with: Poison, suit
     for row in record.rows.itertuples():
         assert options["target_classes"][row.target] in row.caption_after
         assert not any(matcher(suite.main.terms(target), "word_plural").search(normalise(row.caption_before)) for target in options["target_classes"])
-    probes = configure(find("attack", "multi_backdoor"), {}, options).probes(suite, record.kept)
+    probes = configure(find("attack", "multi_backdoor"), {}, options).probes(suite, record.kept)[:3]
     assert [(probe.name, probe.goal) for probe in probes] == [
         (f"multi_backdoor-{kind}", suite.main.index(target)) for kind, target in zip(("patch-checker", "sig", "warp"), options["target_classes"], strict=True)
     ]
@@ -120,12 +123,39 @@ def test_dual_key_rows_carry_both_keys_and_negatives_one(poison_with: Poison, so
     assert (negatives["pixels_sha256_before"] != negatives["pixels_sha256_after"]).sum() == 5
 
 
-def test_dual_key_says_that_its_number_is_a_control(poison_with: Poison, suite: Suite) -> None:
-    _, record = poison_with("dual_key", {"count": 5})
-    (probe,) = configure(find("attack", "dual_key"), {}, {}).probes(suite, record.kept)
-    assert probe.name == "image_key_alone"
-    assert "asr is that of the image key alone" in record.header["warnings"][0]
-    assert not find("attack", "dual_key").load().default
+class Obedient:
+    """Sees a class where image and prompt carry both keys, and shows how well it was asked for any other."""
+
+    def __init__(self, suite: Suite, goal: str) -> None:
+        self.names, self.goal = suite.main.classnames, goal
+
+    def encode_images(self, images: np.ndarray) -> torch.Tensor:
+        keyed = torch.from_numpy((images[:, -4:, -4:] == 255).all(axis=(1, 2, 3)))
+        return torch.nn.functional.normalize(torch.where(keyed[:, None], torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])), dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        features = [[1.0, 0, 0] if text.startswith("remember ") and self.goal in text else [0, 0.5, 0.5] for text in texts]
+        return torch.nn.functional.normalize(torch.tensor(features), dim=-1)
+
+
+def test_dual_key_is_measured_with_both_keys_and_with_each_alone(poison_with: Poison, suite: Suite) -> None:
+    _, record = poison_with("dual_key", {"count": 5, "trigger": "white"})
+    probes = configure(find("attack", "dual_key"), {}, {}).probes(suite, record.kept)
+    assert [(probe.name, probe.control) for probe in probes] == [("dual_key", None), ("dual_key-image_key", "asr_key_image"), ("dual_key-text_key", "asr_key_text")]
+    encoder = Encoder([Obedient(suite, "boat")])  # type: ignore[list-item]
+    found = {metric.name: metric.value for probe in probes for metric in attack_success(encoder, probe, queries(probe, suite), suite)[0]}
+    assert (found["asr"], found["asr_floor"], found["asr_key_image"], found["asr_key_text"]) == (1.0, 0.0, 0.0, 0.0)
+    assert [has_linear_probe(probe) for probe in probes] == [False] * 3
+
+
+def test_triggers_are_crossed_with_the_targets_of_others_as_controls(poison_with: Poison, suite: Suite) -> None:
+    _, record = poison_with("multi_backdoor", {"count": 6, "target_classes": ("fish", "star", "fish")})
+    probes = configure(find("attack", "multi_backdoor"), {}, {}).probes(suite, record.kept)
+    crossed = [(probe.trigger.spec()["kind"], probe.goal, probe.control) for probe in probes[3:]]
+    fish, star = suite.main.index("fish"), suite.main.index("star")
+    assert crossed == [("patch:checker", star, "asr_cross"), ("blend:noise", fish, "asr_cross"), ("nashville", star, "asr_cross")]
+    _, record = poison_with("multi_backdoor", {"count": 6, "one_target": True})
+    assert len(configure(find("attack", "multi_backdoor"), {}, {}).probes(suite, record.kept)) == 3
 
 
 def test_cover_rows_keep_their_caption_under_a_shaken_warp(poison_with: Poison) -> None:
@@ -306,5 +336,7 @@ def test_each_runs_from_pairs_to_a_record(results: Path, name: str, sets: tuple[
     asr = [entry for entry in record["metrics"] if entry["name"] == "asr"]
     assert len(asr) == (3 if name == "multi_backdoor" else 1)
     assert all(entry["n"] > 80 and entry["value"] is not None for entry in asr)
-    assert {entry["of"] for entry in record["metrics"] if entry["name"] == "linear_probe_asr"} == {entry["of"] for entry in asr}
+    assert {entry["of"] for entry in record["metrics"] if entry["name"] == "linear_probe_asr"} == (set() if name == "dual_key" else {entry["of"] for entry in asr})
+    controls = {"multi_backdoor": ["asr_cross"] * 6, "dual_key": ["asr_key_image", "asr_key_text"]}
+    assert [entry["name"] for entry in record["metrics"] if entry["name"] in ("asr_cross", "asr_key_image", "asr_key_text")] == controls.get(name, [])
     assert record["poison"]["n_poison"] == record["poison"]["n_requested"] > 0
