@@ -33,7 +33,8 @@ class Captioned:
 
     def gallery(self) -> Images:
         """All test images."""
-        return self.images(range(len(self.labels)))
+        test = self.eval_set.test
+        return Images(test.ids, test.images, tuple(test.labels.tolist()))
 
     def images(self, places: Iterable[int]) -> Images:
         """The images at these places of the test split."""
