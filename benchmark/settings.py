@@ -111,6 +111,7 @@ SCALES: dict[str, Scale] = {
         train=TrainSettings(epochs=3, batch_size=64),
         options={
             "targeted": {"n_targets": 4, "captions_per_target": 4},
+            "toxic_text": {"n_targets": 4, "captions_per_target": 4, "n_images": 3, "count": 40},
             "roclip": {"pool_fraction": 0.08},
             "safeclip": {"unimodal_epochs": 1, "cross_warmup_epochs": 0, "first_share": 0.5, **_SAFECLIP_RATES},
             **{key: {"n_clean": 64} for key in ("bdetclip", "subspace", "rnn_certified")},
