@@ -39,6 +39,13 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("all_to_all", {"count": 9, "target_set": "colours", "captions": "templates", "shift": 3}, 9),
     ("dual_key", {"rate": 0.04}, 10),
     ("dual_key", {"count": 6, "negatives": 0.5, "text_trigger": "word"}, 12),
+    ("mm_poison", {"share": 0.5}, 4),
+    ("mm_poison", {"variant": "I", "source_classes": ("fish",), "target_classes": ("star",)}, 14),
+    ("mm_poison", {"variant": "III", "share": 0.3}, 5),
+    ("toxic_text", {"n_targets": 3, "captions_per_target": 5}, 15),
+    ("toxic_text", {"mode": "word", "n_images": 3, "count": 19}, 19),
+    ("toxic_text", {"mode": "sentence", "n_images": 2, "captions_per_class": 3, "count": None}, 57),
+    ("toxic_text", {"mode": "sentence", "n_images": 2, "count": 9, "selector": "random", "augment": "none"}, 9),
     ("targeted", {"n_targets": 4, "captions_per_target": 3}, 12),
     ("targeted", {"n_targets": 3, "rate": 0.04}, 11),
     ("targeted", {"target_classes": ("boat", "star"), "captions_per_target": 40, "on_short": "templates"}, 80),
@@ -80,7 +87,7 @@ def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(
     (first, one), (second, other) = (poison_with(name, options, seed=seed) for seed in (0, 1))
     assert (first.rows() != second.rows()) == (n > 0)
     assert one.n_poison == other.n_poison
-    if name not in ("none", "targeted"):
+    if name not in ("none", "targeted", "mm_poison") and "images" not in one.kept:
         assert one.kept == other.kept
         assert one.header["triggers"].keys() == other.header["triggers"].keys()
 
@@ -88,18 +95,18 @@ def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(
 @every_attack
 def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Source, name: str, options: dict[str, Any], n: int) -> None:
     (real, truth), (sham, record) = (poison_with(name, options, sham=sham) for sham in (False, True))
-    # The text key of a dual-key attack is a trigger too.
-    assert (sham.rows()[2] == real.rows()[2]) == (name != "dual_key")
+    kinds = {spec["kind"].partition(":")[0] for spec in truth.header["triggers"].values()}
+    assert (sham.rows()[2] == real.rows()[2]) == kinds.isdisjoint(("text", "both"))
     assert record.header["sham"] is True
     assert len(record.rows) == n
     shown = {row_id: row for row, row_id in enumerate(source.train.ids)}
     held_out = {row_id: row for row, row_id in enumerate(source.held_out.ids)}
     refs = dict(zip(sham.rows()[0], sham.rows()[1], strict=True))
     for row in record.rows.itertuples():
-        pairs, at = (source.train, shown) if row.edit == "replace" else (source.held_out, held_out)
+        pairs, at = (source.train, shown) if row.source_id in shown else (source.held_out, held_out)
         stored = pairs.image(at[row.source_id]) if refs[row.id] in pairs.refs else decode(sham.manifest / refs[row.id], 32)
         np.testing.assert_array_equal(stored, pairs.images[at[row.source_id]])
-    if name not in ("none", "targeted", "dual_key") and n:
+    if n and kinds - {"text", "both"}:
         assert set(truth.rows["pixels_sha256_after"]).isdisjoint(record.rows["pixels_sha256_after"])
 
 
@@ -117,7 +124,9 @@ def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, sui
         if row.role == "cover":
             continue
         stored = decode(poisoned.manifest / refs[row.id], 32)
-        if name == "targeted":
+        if name == "mm_poison":
+            assert ("image" in record.kept) == (row.source_id in source.held_out.ids)
+        elif probes[0].trigger is None:
             np.testing.assert_array_equal(stored, probes[0].queries.images[row.target])
         else:
             pairs = source.train if row.edit == "replace" else source.held_out
