@@ -25,6 +25,7 @@ from benchmark.data.image import png_bytes, psnr
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, read_image
 from benchmark.evaluate.attack_success import Queries
+from benchmark.evaluate.retrieval import Retrieval
 from benchmark.gallery import ssim
 from benchmark.settings import canonical, digest
 from benchmark.stages import damage, seal
@@ -70,7 +71,7 @@ def keep_pictures(
     poisoned: Poisoned,
     record: SealedRecord,
     probes: Sequence[Probe],
-    asked: Callable[[], Mapping[str, Queries]],
+    asked: Callable[[], Mapping[str, Queries | Retrieval]],
 ) -> Path | None:
     """Writes the pictures of a run's poison, if they are not there; None for a run without poison.
 
@@ -92,7 +93,7 @@ def keep_pictures(
         "side": source.train.side,
         "classes": {name: list(one.classnames) for name, one in suite.sets.items() if name in {probe.eval_set for probe in probes}},
         "edits": _edits(_spread(record.rows), source, poisoned, record, store),
-        "queries": {probe.name: [*_queries(probe, asked()[probe.name], store)] for probe in probes if probe.task == "classify"},
+        "queries": {probe.name: [*_queries(probe, one, store)] for probe in probes if probe.control is None and isinstance(one := asked()[probe.name], Queries)},
     }
     (part / "gallery.json").write_text(canonical(found))
     seal(part, {"key": folder.name})
