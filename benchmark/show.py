@@ -143,18 +143,19 @@ def preview(cells: Sequence[Any], progress: Progress | None) -> tuple[list[str],
     for asked in cells:
         scale = scale_of(asked.request)
         seconds = _SECONDS_PER_PAIR.get(scale.model.name, 0.2) * scale.data.n_pairs * scale.train.epochs * (scale.data.side / 32 if scale.model.name == "bench-small" else 1) ** 2
-        state = "to do"
+        state, name = "to do", asked.name
         if progress is not None:
             from benchmark.cell import finished
             from benchmark.matrix import open_cell
 
             cell = open_cell(asked, progress)
+            name = f"{cell.label['attack']} {cell.label['defense']} {cell.label['scale']} seed {asked.seed}"
             kept = asked.request.keep / "runs" / cell.settings.run_id if asked.request.keep else cell.folder
             state = f"done {cell.settings.run_id}" if finished(kept) or finished(cell.folder) else f"to do {cell.settings.run_id}"
         if state.startswith("to do"):
             todo += 1
             hours += seconds / 3600
-        lines.append(f"{asked.name}: {state}")
+        lines.append(f"{name}: {state}")
     jobs = min((cells[0].request.jobs or os.cpu_count() or 1) if cells else 1, max(1, todo))
     hours /= jobs
     if cells:
