@@ -158,9 +158,11 @@ def report(
     scale: Annotated[list[str] | None, typer.Option(help="Only these scales.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only runs with this setting, as train.epochs=12. Repeatable.")] = None,
     against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, as CSV.")] = None,
+    fit: Annotated[str | None, typer.Option(help="dose: success against the number of poisoned rows, and the count for 50 %.")] = None,
     results: Results = Path("results"),
 ) -> None:
     """Tables from recorded runs."""
+    from benchmark.report.dose import fitted
     from benchmark.report.markdown import to_markdown
     from benchmark.report.records import load, select, superseded
     from benchmark.report.tables import differences, groups, long_table, to_csv, wide_table
@@ -171,7 +173,9 @@ def report(
     if not runs:
         raise BenchError(f"no recorded run in {results} matches")
     notes = old + groups(runs)[1]
-    if against is not None:
+    if fit is not None:
+        text = fitted(runs, fit, format)
+    elif against is not None:
         import pandas as pd
 
         others = dict.fromkeys(run.label("defense") for run in runs if run.label("defense") != against)
