@@ -11,6 +11,7 @@ import typer
 
 from benchmark.cli_data import diff_command, export_command, poison_command, verify_command
 from benchmark.cli_eval import eval_command
+from benchmark.cli_evidence import compare_command, plan_command, rerun_command, verified
 from benchmark.cli_options import (
     AllowOutside,
     Cache,
@@ -157,16 +158,21 @@ def report(
     defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
     scale: Annotated[list[str] | None, typer.Option(help="Only these scales.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="Only runs with this setting, as train.epochs=12. Repeatable.")] = None,
-    against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, as CSV.")] = None,
+    against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, with tests, as CSV.")] = None,
     fit: Annotated[str | None, typer.Option(help="dose: success against the number of poisoned rows, and the count for 50 %.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute values and tables from saved predictions, and say what differs.")] = False,
     results: Results = Path("results"),
 ) -> None:
     """Tables from recorded runs."""
+    from benchmark.report.comparisons import against as comparisons
     from benchmark.report.dose import fitted
     from benchmark.report.markdown import to_markdown
     from benchmark.report.records import load, select, superseded
-    from benchmark.report.tables import differences, groups, long_table, to_csv, wide_table
+    from benchmark.report.tables import groups, long_table, to_csv, wide_table
 
+    if verify:
+        verified(results)
+        return
     if format not in ("md", "csv", "long"):
         raise BenchError(f"expected --format md, csv or long, got {format!r}")
     runs, old = superseded(select(load(results), attack or (), defense or (), scale or (), where or ()))
@@ -176,15 +182,8 @@ def report(
     if fit is not None:
         text = fitted(runs, fit, format)
     elif against is not None:
-        import pandas as pd
-
-        others = dict.fromkeys(run.label("defense") for run in runs if run.label("defense") != against)
-        tables = [table for other in others for table in [differences(runs, other, against)] if len(table)]
-        if not tables:
-            raise BenchError(
-                f"no attack and seed on which {against!r} can be compared with another defense; known defenses here: {', '.join(sorted({run.label('defense') for run in runs}))}"
-            )
-        text = to_csv(pd.concat(tables))
+        table, left_out = comparisons(runs, against)
+        text, notes = to_csv(table), notes + left_out
     elif format == "md":
         text, notes = to_markdown(runs), old
     else:
@@ -198,6 +197,11 @@ def report(
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"cannot write {out}: {error.strerror}") from None
+
+
+app.command("compare")(compare_command)
+app.command("rerun")(rerun_command)
+app.command("plan")(plan_command)
 
 
 @app.command("list")

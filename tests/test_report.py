@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from benchmark.evaluate.statistics import wilson
+from benchmark.report.comparisons import differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
-from benchmark.report.tables import KEY, WIDE, differences, groups, long_table, per_run, summaries, to_csv, wide_table
+from benchmark.report.tables import KEY, WIDE, groups, long_table, per_run, summaries, to_csv, wide_table
 from benchmark.report.terminal import print_outcomes
 
 

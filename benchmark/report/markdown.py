@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from benchmark.evaluate.statistics import Interval
+from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.records import Run
-from benchmark.report.tables import Group, differences, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
+from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
 
 FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
 _COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
@@ -85,21 +85,26 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
         return []
     if "clip+aug" not in defenses:
         return ["There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here."]
+    compared, refused = compare(runs, "clip+aug", others)
+    rows: dict[tuple[str, str], dict[str, Comparison]] = {}
+    for one in compared:
+        rows.setdefault((one.attack, one.defense), {})[one.metric] = one
     lines = []
     for defense in others:
-        table = differences(runs, defense, "clip+aug")
-        known = set(table["attack"]) if len(table) else set()
-        for attack in [name for name in dict.fromkeys(group.key[0] for group in found) if name in known]:
-            of_attack = table[table["attack"] == attack].set_index("metric")
+        for attack in [name for name in dict.fromkeys(group.key[0] for group in found) if (name, defense) in rows]:
+            by_metric = rows[(attack, defense)]
             visible = [value for run in runs if run.label("attack") == attack and run.label("defense") == defense if (value := per_run(run, "trigger_visible_share")) is not None]
-            cells = [_difference(of_attack.loc[name]) if name in of_attack.index else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
-            lines.append(_line([escape(attack), escape(defense), str(int(of_attack["n_runs"].max())), *cells, percent(mean_of(visible) if visible else None)]))
+            cells = [_difference(by_metric[name]) if name in by_metric else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
+            lines.append(_line([escape(attack), escape(defense), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)]))
     if not lines:
         return []
     header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
-    return ["", "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on):", "", _line(header), "|" + "---|" * len(header), *lines, ""]
+    about = (
+        "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all rows of a column):"
+    )
+    return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *(f"- {escape(note)}" for note in refused)]
 
 
-def _difference(row: Any) -> str:
-    known = not (row["low"] is None or math.isnan(row["low"]))
-    return f"{100 * row['difference']:+.1f}" + (f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]" if known else "")
+def _difference(one: Comparison) -> str:
+    interval = f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]" if one.low is not None and one.high is not None else ""
+    return f"{100 * one.difference:+.1f}{interval}" + ("*" if one.p_holm is not None and one.p_holm < 0.05 else "")

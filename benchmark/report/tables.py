@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.evaluate.statistics import Interval, over_runs, paired_difference
+from benchmark.evaluate.statistics import Interval, over_runs
 from benchmark.report.records import Run
 
 KEY = ("attack", "defense", "scale", "dataset", "model")
@@ -187,25 +187,6 @@ def to_csv(table: pd.DataFrame) -> str:
     for row in table.itertuples(index=False):
         writer.writerow([_cell(value) for value in row])
     return out.getvalue()
-
-
-def differences(runs: Sequence[Run], defense: str, reference: str) -> pd.DataFrame:
-    """Paired differences of two defenses over the seeds they share, per attack, with t intervals from three seeds on."""
-    found, _ = groups(runs)
-    rows = []
-    by_key = {group.key[:2]: group for group in found}
-    for attack in dict.fromkeys(group.key[0] for group in found):
-        left, right = by_key.get((attack, defense)), by_key.get((attack, reference))
-        if left is None or right is None:
-            continue
-        seeds = sorted({run.seed for run in left.runs} & {run.seed for run in right.runs})
-        for metric in ("asr", "zero_shot_acc1", "linear_probe_acc1"):
-            pairs = [(per_run(a, metric), per_run(b, metric)) for seed in seeds for a in left.runs if a.seed == seed for b in right.runs if b.seed == seed]
-            known = [(a, b) for a, b in pairs if a is not None and b is not None]
-            if known:
-                mean, low, high = paired_difference([a for a, _ in known], [b for _, b in known])
-                rows.append({"attack": attack, "defense": defense, "reference": reference, "metric": metric, "difference": mean, "low": low, "high": high, "n_runs": len(known)})
-    return pd.DataFrame(rows)
 
 
 def per_run(run: Run, metric: str) -> float | None:

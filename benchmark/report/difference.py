@@ -1,0 +1,120 @@
+"""What differs between two recorded runs: settings, code, results, single queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import BenchError, nearest
+from benchmark.evaluate.paired_tests import mcnemar
+from benchmark.evaluate.predictions import read_predictions
+from benchmark.report.records import Run
+from benchmark.settings import canonical
+
+_ABSENT = "(none)"
+_SECTIONS = (("settings", "resolved"), ("data", "data"), ("poison", "poison"), ("definitions", "cards"))
+
+
+def find_run(name: str, results: Path) -> Run:
+    """The run of this id (or the start of one) under `results` and its reference tables, or in this folder.
+
+    Raises:
+        BenchError: no such run, or several.
+    """
+    if (Path(name) / "record.json").is_file():
+        return _open(Path(name))
+    folders = [path.parent for pattern in ("runs", "reference/*/runs") for path in sorted(results.glob(f"{pattern}/*/record.json")) if path.parent.suffix != ".part"]
+    found = {folder.name: folder for folder in reversed(folders) if name and folder.name.startswith(name)}
+    if len(found) == 1:
+        return _open(next(iter(found.values())))
+    if found:
+        raise BenchError(f"{name!r} is the start of {len(found)} run ids ({', '.join(sorted(found)[:4])}, ...); give more of it")
+    guess = nearest(name, [folder.name for folder in folders])
+    raise BenchError(f"no run {name!r} in {results}.{f' Did you mean {guess!r}?' if guess else ''} `bench report --format long` lists run ids; a folder of a run will do as well")
+
+
+def differing(left: Run, right: Run) -> list[str]:
+    """Lines for people: what differs in settings, data, poison and definitions, then in results. One line if nothing does."""
+    lines: list[str] = []
+    for title, section in _SECTIONS:
+        changes = [f"  {path}: {one} -> {two}" for path, one, two in changed(left.record.get(section), right.record.get(section))]
+        lines += [f"{title}:", *changes] if changes else []
+    code = _code(left.folder, right.folder)
+    lines += ["made with:", *code] if code else []
+    results = result_lines(left, right)
+    lines += ["results:", *results] if results else []
+    if canonical(left.record) == canonical(right.record):
+        return [f"{left.record['run_id']}: the same record, byte for byte", *lines]
+    if not results:
+        lines.append("results: the same")
+    return lines
+
+
+def result_lines(left: Run, right: Run) -> list[str]:
+    """What differs in metrics, the curve and the answers to single queries."""
+    values = [{f"{entry['name']}/{entry['of']}": entry["value"] for entry in run.record["metrics"]} for run in (left, right)]
+    lines = [f"  {name}: {_shown(values[0].get(name))} -> {_shown(values[1].get(name))}{_step(values[0].get(name), values[1].get(name))}" for name in _differing_names(*values)]
+    curves = [{point["epoch"]: point for point in run.record["curve"]} for run in (left, right)]
+    epochs = [epoch for epoch in sorted(curves[0].keys() | curves[1].keys()) if curves[0].get(epoch) != curves[1].get(epoch)]
+    if epochs:
+        lines.append(f"  the curve differs in {len(epochs)} of {max(map(len, curves))} epochs, the first is {epochs[0]}")
+    return lines + _queries(left, right)
+
+
+def changed(left: Any, right: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """Paths (with dots) at which two JSON values differ, with both values; lists and leaves are compared whole."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        names = sorted(left.keys() | right.keys())
+        return [one for name in names for one in changed(left.get(name, _ABSENT), right.get(name, _ABSENT), f"{path}.{name}" if path else str(name))]
+    return [] if left == right else [(path, _shown(left), _shown(right))]
+
+
+def _queries(left: Run, right: Run) -> list[str]:
+    """Where both runs answered the same queries: how many succeeded with one alone, and McNemar's p over them."""
+    tables = [read_predictions(run.folder) for run in (left, right)]
+    lines = []
+    for name in sorted(tables[0].keys() & tables[1].keys()):
+        one, two = (table[name] for table in tables)
+        if "rank_goal" not in one or "rank_goal" not in two or list(one["query_id"]) != list(two["query_id"]) or list(one["goal"]) != list(two["goal"]):
+            continue
+        counted = (one["counted"] & two["counted"]).to_numpy()
+        first, second = ((table["rank_goal"] <= 1).to_numpy()[counted] for table in (one, two))
+        if (first == second).all():
+            continue
+        only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+        units = "queries, one model each" if len(first) > 100 else "targets, one model each"
+        lines.append(
+            f"  {name}: {int((first & second).sum())} reach the goal in both, {only_first} in the first alone, {only_second} in the second alone, of {len(first)} {units} (McNemar p = {mcnemar(only_first, only_second):.2g})"
+        )
+    return lines
+
+
+def _code(left: Path, right: Path) -> list[str]:
+    environments = [json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").is_file() else {} for folder in (left, right)]
+    return [f"  {path}: {one} -> {two}" for path, one, two in changed(*environments)]
+
+
+def _open(folder: Path) -> Run:
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        cost = json.loads((folder / "cost.json").read_text()) if (folder / "cost.json").is_file() else {}
+    except ValueError:
+        raise BenchError(f"{folder / 'record.json'} is damaged; run its cell again, or remove {folder}") from None
+    return Run(record, cost, folder)
+
+
+def _differing_names(left: dict[str, Any], right: dict[str, Any]) -> Sequence[str]:
+    return [name for name in dict.fromkeys([*left, *right]) if left.get(name, _ABSENT) != right.get(name, _ABSENT)]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else canonical(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _step(left: Any, right: Any) -> str:
+    return f" ({right - left:+.4g})" if isinstance(left, int | float) and isinstance(right, int | float) else ""

@@ -1,0 +1,131 @@
+"""Checks recorded runs against their own saved predictions, and the tables beside them against the runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import BenchError
+from benchmark.evaluate.predictions import read_predictions
+from benchmark.evaluate.recompute import recomputed
+from benchmark.evaluate.statistics import wilson
+from benchmark.report.comparisons import against
+from benchmark.report.markdown import to_markdown
+from benchmark.report.records import Run, load, superseded
+from benchmark.report.tables import to_csv, wide_table
+from benchmark.settings import digest
+from benchmark.stages import damage
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a check found.
+
+    Attributes:
+        problems: one line for each thing that is not as recorded; none if all is well.
+        n_values: recorded values.
+        n_recomputed: those that saved predictions gave again.
+        without: how many values of each metric no saved prediction tells.
+        tables: table files that were made again and compared.
+    """
+
+    problems: list[str]
+    n_runs: int
+    n_values: int
+    n_recomputed: int
+    without: Counter[str]
+    tables: list[str]
+
+    def lines(self) -> list[str]:
+        """For people: the problems, then what was checked and what could not be."""
+        tables = f"; {', '.join(self.tables)} made again" if self.tables else ""
+        rest = ", ".join(f"{name} {n}" for name, n in sorted(self.without.items()))
+        return [
+            *self.problems,
+            f"{self.n_runs} runs: {self.n_recomputed} of {self.n_values} recorded values recomputed from saved predictions{tables}; {len(self.problems)} {'difference' if len(self.problems) == 1 else 'differences'}",
+            *([f"without saved predictions: {rest}"] if rest else []),
+        ]
+
+
+def verify(results: Path) -> Verified:
+    """Checks every run under `results`: files against their marker, id against settings, cards against their hashes, values
+    against predictions, intervals against values; then the tables in the folder against the runs.
+    """
+    runs = load(results)
+    problems: list[str] = []
+    values = done = 0
+    without: Counter[str] = Counter()
+    for run in runs:
+        found, n_done, missing = verify_run(run)
+        problems += [f"{run.folder.name}: {line}" for line in found]
+        values += len(run.record["metrics"])
+        done += n_done
+        without.update(missing)
+    kept, _ = superseded(runs)
+    tables = []
+    for path, text in _tables(results, kept):
+        tables.append(path.name)
+        problems += _difference(path, text)
+    return Verified(problems, len(runs), values, done, without, tables)
+
+
+def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
+    """What is wrong with one run, how many values were recomputed, and the metrics of which none could be."""
+    record = run.record
+    problems = []
+    broken = damage(run.folder, thorough=True)
+    if broken:
+        problems.append(broken)
+    if digest(record["resolved"])[:12] != record["run_id"] or run.folder.name != record["run_id"]:
+        problems.append(f"the run id {record['run_id']} is not that of the folder and of the settings ({digest(record['resolved'])[:12]})")
+    problems += [f"card {name} has other content than its hash says" for name, card in record["cards"].items() if digest(card)[:16] != name]
+    try:
+        tables = read_predictions(run.folder)
+    except (BenchError, OSError, ValueError) as error:
+        return [*problems, str(error)], 0, [entry["name"] for entry in record["metrics"]]
+    known = recomputed(tables, record["cards"], record["metrics"])
+    n_done, missing = 0, []
+    for entry in record["metrics"]:
+        name = f"{entry['name']}/{entry['of']}"
+        if entry["card"] and entry["card"] not in record["cards"]:
+            problems.append(f"{name} refers to a card that the record does not have")
+        problems += _interval_problem(name, entry)
+        again = known.get((entry["name"], entry["of"]))
+        if again is None or entry["value"] is None:
+            missing.append(entry["name"])
+            continue
+        n_done += 1
+        if abs(again.value - entry["value"]) > again.tolerance:
+            problems.append(f"{name} is {entry['value']:.6g} in the record and {again.value:.6g} by the saved predictions")
+    return problems, n_done, missing
+
+
+def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
+    if entry["low"] is None or entry["value"] is None:
+        return []
+    low, high = wilson(entry["value"] * entry["n"], entry["n"])
+    if max(abs(low - entry["low"]), abs(high - entry["high"])) <= 1e-9:
+        return []
+    return [f"{name} has the interval [{entry['low']:.4g}, {entry['high']:.4g}], Wilson's over {entry['n']} {entry['units']} is [{low:.4g}, {high:.4g}]"]
+
+
+def _tables(results: Path, runs: Sequence[Run]) -> list[tuple[Path, str]]:
+    """The table files in a folder of results, each with the text it should have."""
+    found = [(results / name, text) for name, text in (("table.md", to_markdown(runs)), ("table.csv", to_csv(wide_table(runs)))) if (results / name).is_file()]
+    for path in sorted(results.glob("against-*.csv")):
+        found.append((path, to_csv(against(runs, path.stem.removeprefix("against-"))[0])))
+    return found
+
+
+def _difference(path: Path, text: str) -> list[str]:
+    old, new = path.read_text(encoding="utf-8").splitlines(), text.splitlines()
+    if old == new:
+        return []
+    lines = [index for index in range(max(len(old), len(new))) if old[index : index + 1] != new[index : index + 1]]
+    shown = ", ".join(str(index + 1) for index in lines[:_SHOWN]) + (" and more" if len(lines) > _SHOWN else "")
+    return [f"{path.name} is not what the runs give: line {shown} of {max(len(old), len(new))} differ"]

@@ -1,0 +1,105 @@
+"""Runs a recorded run again from its own settings, and says whether the same record comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.data.source import WORLD
+from benchmark.errors import BenchError
+from benchmark.matrix import SECTIONS, Asked, Request, open_cell
+from benchmark.progress import Progress
+from benchmark.report.difference import changed, differing
+from benchmark.report.records import Run, load
+from benchmark.settings import SCALES, canonical
+
+
+@dataclass(frozen=True)
+class Again:
+    """What came out.
+
+    Attributes:
+        same: whether the two records are equal, apart from the source hashes of plugins whose code has changed.
+        lines: what differs, for people.
+    """
+
+    run: Run
+    same: bool
+    lines: list[str]
+
+
+def rerun(run: Run, results: Path, progress: Progress, plugins: dict[str, str], data: Path | None = None, evaluation: tuple[str, ...] = (), cache: Path | None = None) -> Again:
+    """Trains and measures the run's settings anew under `results`, which must not be where the record comes from.
+
+    Args:
+        plugins: paths of an attack or a defense that was given by file, by kind.
+        data, evaluation: of a run on data of one's own; their content must be that of the record.
+
+    Raises:
+        BenchError: a record that is no run, a plugin or data that are needed and not given, other data than recorded.
+    """
+    from benchmark.cell import run_cell
+
+    asked = asked_again(run, results, plugins, data, evaluation, cache)
+    cell = open_cell(asked, progress)
+    resolved, now = run.record["resolved"], cell.settings.as_json()
+    for name in ("data_hash", "suite_hash"):
+        if resolved[name] != now[name]:
+            raise BenchError(f"{name} of the record is {resolved[name][:12]} and that of the data here is {now[name][:12]}; give the data of the record with --data and --eval")
+    cell.label = dict(run.record["label"])
+    if cell.folder.resolve() == run.folder.resolve():
+        raise BenchError(f"{results} is where the record comes from; choose another folder with --out")
+    new = run_cell(cell)
+    again = next(one for one in load(results) if one.record["run_id"] == new["run_id"])
+    expected = {**run.record, "run_id": new["run_id"], "resolved": new["resolved"]}
+    same = canonical(expected) == canonical(new)
+    code = [path for path, _, _ in changed(resolved, new["resolved"])]
+    lines = differing(run, again)
+    if same and code:
+        lines.insert(0, f"the same numbers, although the settings have changed in {', '.join(code)}")
+    return Again(again, same, lines)
+
+
+def asked_again(run: Run, results: Path, plugins: dict[str, str], data: Path | None, evaluation: tuple[str, ...], cache: Path | None) -> Asked:
+    """The cell that the record's settings ask for."""
+    resolved: dict[str, Any] = run.record["resolved"]
+    if not isinstance(resolved["train"], dict):
+        raise BenchError(f"{run.record['run_id']} is a measured checkpoint and no run; measure it again with bench eval")
+    if resolved["scale"] not in SCALES:
+        raise BenchError(f"{run.record['run_id']} is of scale {resolved['scale']!r}, which this version does not have")
+    if resolved["dataset"] != WORLD and data is None:
+        raise BenchError(f"{run.record['run_id']} is of the data set {resolved['dataset']!r}; give it with --data and --eval")
+    names = {}
+    for kind in ("attack", "defense"):
+        plugin = resolved[kind]
+        if plugin["file"] and kind not in plugins:
+            raise BenchError(f"{kind} {plugin['name']!r} of {run.record['run_id']} was given by file; give its path with --{kind}")
+        names[kind] = plugins.get(kind, plugin["name"])
+    usual = SCALES[resolved["scale"]]
+    sets = tuple(
+        f"{section}.{option}={_text(value)}"
+        for section in SECTIONS
+        for option, value in resolved[section].items()
+        if value != getattr(usual, section).model_dump(mode="json").get(option)
+    )
+    request = Request(
+        (names["attack"],),
+        (names["defense"],),
+        (resolved["seed"],),
+        resolved["scale"],
+        sets,
+        data,
+        evaluation,
+        results=results,
+        cache=cache,
+        baseline=False,
+        sham=resolved["sham"],
+        device=resolved["device"],
+    )
+    defense = names["defense"] + ("+aug" if resolved["augmented"] else "")
+    return Asked(names["attack"], defense, resolved["seed"], request, dict(resolved["attack"]["options"]), dict(resolved["defense"]["options"]))
+
+
+def _text(value: Any) -> str:
+    return canonical(value)

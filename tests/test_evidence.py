@@ -1,0 +1,202 @@
+"""Comparisons between defenses, checks of recorded runs, differences of two runs, and plans."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import run
+
+from benchmark.errors import BenchError
+from benchmark.evaluate.bootstrap import two_way
+from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
+from benchmark.report.comparisons import COLUMNS, against, compare
+from benchmark.report.difference import differing, find_run
+from benchmark.report.planner import planned
+from benchmark.report.records import Run, load
+from benchmark.report.verification import verify
+from benchmark.stages import seal
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / "results" / "reference"
+
+
+def paired(asrs, defense, card="checker", poison="p"):
+    found = [run(seed, asr, defense=defense, trigger=card) for seed, asr in enumerate(asrs)]
+    for one in found:
+        one.record["poison"]["manifest_sha256"] = f"{poison}{one.seed}"
+    return found
+
+
+def test_defenses_are_compared_on_shared_seeds_with_a_test_and_holms_correction():
+    runs = [*paired([0.9, 0.8, 0.95, 0.7, 0.9, 0.85, 0.8], "clip"), *paired([0.2, 0.1, 0.3, 0.1, 0.2, 0.2], "roclip"), *paired([0.8, 0.9, 0.9], "abl")]
+    table, notes = against(runs, "clip")
+    assert not notes and tuple(table.columns) == COLUMNS
+    asr = table[table["metric"] == "asr"].set_index("defense")
+    assert asr.loc["roclip", "n_runs"] == 6 and asr.loc["roclip", "p"] == pytest.approx(2 / 64) and "exact" in asr.loc["roclip", "test"]
+    assert asr.loc["roclip", "p_holm"] == pytest.approx(2 * 2 / 64), "two comparisons in this metric"
+    assert asr.loc["roclip", "difference"] == pytest.approx(0.85 - 11 / 60 * 1 - 0.85 + 11 / 60 - (0.85 - 11 / 60), abs=1e-9)
+    assert "paired t over 3 runs" in asr.loc["abl", "test"]
+    zero_shot = table[table["metric"] == "zero_shot_acc1"].set_index("defense")
+    assert zero_shot.loc["roclip", "p"] == 1.0 and zero_shot.loc["abl", "test"] == "all 3 differences are 0"
+
+
+def test_runs_of_other_poison_or_other_definition_are_not_compared_and_the_note_says_what_differs():
+    other_poison = [*paired([0.5] * 3, "clip"), *paired([0.1] * 3, "roclip", poison="q")]
+    found, notes = compare(other_poison, "clip")
+    assert not found and "they differ in the poison (manifests p0 and q0)" in notes[0].replace("q0 and p0", "p0 and q0")
+    runs = [*paired([0.5] * 3, "clip"), *paired([0.1] * 3, "roclip", card="white")]
+    for one in runs:
+        one.record["cards"] = {"checker": {"ks": [1], "trigger": "checker"}, "white": {"ks": [1], "trigger": "white"}}
+    found, notes = compare(runs, "clip")
+    assert {one.metric for one in found} == {"zero_shot_acc1", "linear_probe_acc1"}
+    assert notes[0] == "backdoor, seed 0: roclip and clip were not compared in asr, they differ in backdoor: trigger (white and checker)"
+    with pytest.raises(BenchError, match="'oracle' can be compared"):
+        against(runs, "oracle")
+
+
+def test_one_run_of_targets_is_tested_over_its_targets(tmp_path):
+    runs = []
+    for defense, hits in (("clip", [1, 1, 1, 1, 1, 1, 1, 9]), ("roclip", [9, 9, 9, 9, 9, 9, 1, 9])):
+        one = run(0, np.mean(np.array(hits) == 1), defense=defense, attack="targeted")
+        for entry in one.record["metrics"]:
+            entry["units"] = "targets"
+        folder = tmp_path / defense
+        folder.mkdir()
+        write_slim({"attack-targeted": pd.DataFrame({"query_id": [f"t{i}" for i in range(8)], "counted": [True] * 8, "rank_goal": hits})}, folder / SLIM)
+        runs.append(Run(one.record, {}, folder))
+    found, _ = compare(runs, "clip")
+    (asr,) = (one for one in found if one.metric == "asr")
+    assert asr.verdict.p == pytest.approx(2 / 64)
+    assert asr.verdict.kind == "McNemar over 8 targets of one run, 0 and 6 discordant"
+
+
+def test_the_two_way_bootstrap_sees_both_runs_and_units():
+    rng = np.random.default_rng(0)
+    agreeing = [np.arange(16) < 8] * 6
+    nested = two_way(agreeing, crossed=False, resamples=2000)
+    assert nested.high - nested.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / (16 * 6)), rel=0.15), "targets drawn anew count as units of all runs"
+    crossed = two_way(agreeing, crossed=True, resamples=2000)
+    assert crossed.high - crossed.low == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 16), rel=0.15), "shared units are only sixteen"
+    spread = [rng.random(400) < rate for rate in (0.1, 0.3, 0.5, 0.7, 0.9, 0.5)]
+    assert two_way(spread, crossed=True, resamples=2000).high - two_way(spread, crossed=True, resamples=2000).low > 0.3
+    assert two_way(agreeing[:4], crossed=True).low is None and "wants 5 and 8" in two_way(agreeing[:4], crossed=True).kind
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Three kept runs of the committed table, in a folder of their own."""
+    chosen = [one for one in load(REFERENCE / "main") if one.label("attack") in ("targeted", "backdoor") and one.label("defense") in ("clip", "roclip") and one.seed == 0]
+    for one in chosen[:3]:
+        shutil.copytree(one.folder, tmp_path / "main" / "runs" / one.folder.name)
+    return tmp_path / "main"
+
+
+def test_committed_records_agree_with_their_predictions(table):
+    found = verify(table)
+    assert found.problems == []
+    assert found.n_runs == 3 and found.n_recomputed == 2 * 8 + 7
+    assert {"asr", "asr_floor", "triggered_acc1", "goal_margin_mean"}.isdisjoint(found.without) or found.without["asr"] == 0
+
+
+def edited(table: Path, change) -> str:
+    """Edits one record as somebody would who also mends the marker; its run id."""
+    folder = next(path.parent for path in sorted(table.glob("runs/*/record.json")) if '"name":"backdoor"' in path.read_text())
+    record = json.loads((folder / "record.json").read_text())
+    change(record)
+    (folder / "record.json").write_text(json.dumps(record))
+    seal(folder, {})
+    return folder.name
+
+
+def worse(record):
+    next(entry for entry in record["metrics"] if entry["name"] == "asr")["value"] -= 0.01
+
+
+def narrower(record):
+    next(entry for entry in record["metrics"] if entry["name"] == "asr")["low"] += 0.01
+
+
+def other_settings(record):
+    record["resolved"]["seed"] = 7
+
+
+def other_card(record):
+    next(iter(record["cards"].values()))["n_test"] = 5
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (worse, "asr/backdoor is"),
+        (narrower, "asr/backdoor has the interval"),
+        (other_settings, "is not that of the folder and of the settings"),
+        (other_card, "has other content than its hash says"),
+    ],
+)
+def test_an_edited_record_is_found(table, change, line):
+    name = edited(table, change)
+    assert any(problem.startswith(f"{name}: ") and line in problem for problem in verify(table).problems)
+
+
+def test_a_damaged_run_and_an_edited_table_are_found(table):
+    from benchmark.report.markdown import to_markdown
+
+    text = to_markdown(load(table))
+    (table / "table.md").write_text(text)
+    assert verify(table).problems == [] and verify(table).tables == ["table.md"]
+    (table / "table.md").write_text(text.replace("| backdoor |", "| backdor |", 1))
+    folder = next(path for path in (table / "runs").iterdir())
+    (folder / SLIM).unlink()
+    problems = verify(table).problems
+    assert any(line.startswith("table.md is not what the runs give: line") for line in problems)
+    assert f"{folder.name}: {SLIM} is missing" in problems
+
+
+def test_two_runs_are_compared_in_settings_results_and_queries(table):
+    runs = {(one.label("attack"), one.label("defense")): one for one in load(table)}
+    left, right = runs[("backdoor", "clip")], runs[("backdoor", "roclip")]
+    lines = differing(find_run(left.record["run_id"][:6], table), find_run(str(right.folder), table))
+    assert "  defense.name: clip -> roclip" in lines and "settings:" in lines and "poison:" not in lines
+    assert any(line.startswith("  asr/backdoor: ") for line in lines)
+    assert any(line.startswith("  attack-backdoor: ") and "McNemar" in line for line in lines)
+    assert differing(left, left)[0].endswith("the same record, byte for byte")
+    with pytest.raises(BenchError, match="no run 'zzz'"):
+        find_run("zzz", table)
+
+
+def test_a_run_of_a_reference_table_is_found_by_its_id(table):
+    (name, *_) = sorted(path.name for path in (table / "runs").iterdir())
+    (table.parent / "reference").mkdir()
+    table.rename(table.parent / "reference" / "main")
+    assert find_run(name[:8], table.parent).record["run_id"] == name
+    with pytest.raises(BenchError, match=r"is the start of 3 run ids|no run ''"):
+        find_run("", table.parent)
+
+
+def test_a_plan_says_what_it_can_show():
+    lines = planned(None, 16, 3, (0.9375, 0.125), 0.1, Path("nowhere"))
+    text = "\n".join(lines)
+    assert "intervals of at most +-22 points" in text and "below 19 %" in text
+    assert "no exact paired test reaches p < .05 with fewer than 6" in text
+    assert "the interval is +-25 points" in text
+    assert "93.75 % and 12.5 %: 5 unpaired units" in text
+    assert "give --sd" in "\n".join(planned(None, None, 5, None, None, Path("nowhere")))
+    with pytest.raises(BenchError, match="nothing to plan"):
+        planned(None, None, None, None, None, Path("nowhere"))
+    with pytest.raises(BenchError, match=r"12\.5 % is 0\.125"):
+        planned(None, None, None, (12.5, 0.0), None, Path("nowhere"))
+
+
+def test_a_plan_takes_seeds_and_targets_of_a_grid_and_the_spread_of_recorded_runs():
+    lines = planned(REFERENCE / "stronger" / "grid.toml", None, None, None, None, REFERENCE / "main")
+    assert lines[0].endswith("12 cells, 3 runs of each") and "one run, 16 units" in lines[1]
+    assert any("cells in" in line and "points" in line for line in lines)
+
+
+def test_predictions_of_a_run_in_full_are_read_like_slim_ones(tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / FOLDER / "attack-x.parquet")
+    assert list(read_predictions(tmp_path)) == ["attack-x"]
