@@ -29,7 +29,7 @@ from benchmark.contract import Attack, Defense
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pack import Pack, pack
 from benchmark.data.pairs import Source
-from benchmark.data.poison import Poisoned, SealedRecord, open_record, poison
+from benchmark.data.poison import Poisoned, SealedRecord, attack_seconds, open_record, poison
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate import trained_pairs
 from benchmark.evaluate.detection import detection, filtering
@@ -43,6 +43,7 @@ from benchmark.registry import Plugin
 from benchmark.seeding import generator, torch_generator
 from benchmark.settings import SCHEMA, RunSettings, canonical, digest
 from benchmark.stages import Stages, damage, seal, write_atomically
+from benchmark.surrogate import Surrogates
 from benchmark.train import distributed
 from benchmark.train.allocator import keep_freed_memory
 from benchmark.train.augment import visible_share
@@ -115,7 +116,7 @@ def _make(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(settings.train.threads)
     keep_freed_memory()
     check_hooks(cell.defense, cell.defense_plugin.name, cell.suite.main)
-    poisoned = plugin_code("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages))
+    poisoned = poison_of(cell)
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
     lab = _lab(cell, poisoned, packed, device)
@@ -155,8 +156,22 @@ def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: li
     metrics += _visibility(cell, record)
     result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed, said)
     keep_pictures(cell.results, result, cell.source, cell.suite, poisoned, record, probes, evaluator.asked)
-    publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began), said.predictions)
+    publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began) | _attack_cost(cell, record, poisoned), said.predictions)
     return result
+
+
+def poison_of(cell: Cell) -> Poisoned:
+    """The cell's poison, from the cache or made now.
+
+    Raises:
+        PluginError: an exception in the attack's own code.
+        BenchError: an attack that cannot be carried out on these data.
+    """
+    settings = cell.settings
+    surrogates = Surrogates(settings, cell.source, cell.suite, cell.stages, cell.progress)
+    return plugin_code(  # type: ignore[no-any-return]
+        "attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages, surrogates)
+    )
 
 
 def _lab(cell: Cell, poisoned: Poisoned, packed: Pack, device: torch.device) -> Lab:
@@ -332,7 +347,7 @@ def about_poison(record: SealedRecord) -> dict[str, Any]:
         "manifest_sha256": record.header["poisoned_manifest_sha256"],
         "triggers": record.header["triggers"],
         "targets": record.kept.get("targets", []),
-    }
+    } | ({"surrogate": record.header["surrogate"]} if "surrogate" in record.header else {})
 
 
 def poison_key(poisoned: Poisoned, sham: bool) -> str:
@@ -352,6 +367,17 @@ def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
         "wall_seconds_now": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _attack_cost(cell: Cell, record: SealedRecord, poisoned: Poisoned) -> dict[str, Any]:
+    """What the attacker spent: on making the poison, and on training a model of its own for that. None: not known any more."""
+    cost: dict[str, Any] = {"attack_seconds": attack_seconds(poisoned)}
+    surrogate = record.header.get("surrogate")
+    if surrogate is not None:
+        file = cell.stages.root / "train" / str(surrogate.get("training")) / "cost.json"
+        seconds = json.loads(file.read_text())["seconds"] if file.is_file() else None
+        cost |= {"surrogate_seconds": seconds if surrogate["pairs_trained"] else 0.0, "surrogate_pairs_trained": surrogate["pairs_trained"]}
+    return cost
 
 
 def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[str, Any], predictions: Path | None = None) -> None:

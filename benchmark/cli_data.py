@@ -238,13 +238,10 @@ def _made(request: Request, progress: Progress) -> tuple[Poisoned, Source, dict[
     cells = plan(request)
     if len(cells) != 1:
         raise BenchError(f"one attack makes one poisoned set, got --attack {request.attacks[0]}")
-    from benchmark.cell import plugin_code
-    from benchmark.data.poison import poison
+    from benchmark.cell import poison_of
 
     cell = open_cell(cells[0], progress)
-    made: Poisoned = plugin_code(
-        "attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, request.seeds[0], cell.source, cell.suite, request.sham, cell.stages)
-    )
+    made = poison_of(cell)
     return made, cell.source, _as_json(request, cell)
 
 

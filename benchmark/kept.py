@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmark.cell import Cell, finished
-from benchmark.data.poison import open_record, poison
+from benchmark.cell import Cell, finished, poison_of
+from benchmark.data.poison import open_record
 from benchmark.errors import BenchError
 from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.pictures import gallery_key
@@ -135,7 +135,7 @@ def _moved(cell: Cell, record: dict[str, Any], runs: Path) -> dict[str, Any]:
 
 
 def _same_poison(cell: Cell, record: dict[str, Any]) -> bool:
-    made = poison(cell.attack_plugin, cell.attack, cell.settings.seed, cell.source, cell.suite, cell.settings.sham, cell.stages)
+    made = poison_of(cell)
     sealed = open_record(made.record)
     cards = Evaluator(cell.suite, cell.attack.probes(cell.suite, sealed.kept), "", cell.stages).cards()
     return bool(sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"] and cards == record["cards"])

@@ -14,6 +14,7 @@ from benchmark.progress import silent
 from benchmark.registry import configure, find
 from benchmark.settings import DataSettings
 from benchmark.stages import Stages
+from benchmark.testing.world import tiny_surrogates
 
 TINY = DataSettings(n_pairs=256, side=32, n_held_out=64, n_clean=64, n_test=100, n_probe=200)
 
@@ -46,7 +47,8 @@ def poison_with(source: Source, suite: Suite, stages: Stages) -> Poison:
 
     def call(name: str, options: dict[str, Any], seed: int = 0, sham: bool = False, cache: Path | None = None) -> tuple[Poisoned, SealedRecord]:
         plugin = find("attack", name)
-        poisoned = poison(plugin, configure(plugin, {}, options), seed, source, suite, sham, stages if cache is None else Stages(cache))
+        surrogates = tiny_surrogates(source, suite, stages, TINY)
+        poisoned = poison(plugin, configure(plugin, {}, options), seed, source, suite, sham, stages if cache is None else Stages(cache), surrogates)
         return poisoned, open_record(poisoned.record)
 
     return call

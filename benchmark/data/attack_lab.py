@@ -1,12 +1,14 @@
-"""What an attack may use while it poisons: random streams, budgets, caption search, held-out images."""
+"""What an attack may use while it poisons: random streams, budgets, caption search, held-out images, a model of its own."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,54 @@ from benchmark.data.eval_sets import Suite
 from benchmark.data.mentions import Match, mentions
 from benchmark.data.pairs import Pairs, Source
 from benchmark.errors import BenchError
+from benchmark.progress import Progress, silent
 from benchmark.seeding import generator, stream_key
 from benchmark.settings import digest
+
+if TYPE_CHECKING:
+    from benchmark.train.model import Model
+
+SURROGATE_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class SurrogateRequest:
+    """Which surrogate an attack asks for: a checkpoint, or plain CLIP trained here with this seed.
+
+    Attributes:
+        architecture: of a checkpoint that does not say it.
+        writer: who wrote the checkpoint, where the file leaves that open.
+    """
+
+    seed: int = SURROGATE_SEED
+    checkpoint: Path | None = None
+    architecture: str | None = None
+    writer: Literal["auto", "open_clip", "cyclip"] = "auto"
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A frozen model of the attacker's own, and what the sealed record says of it."""
+
+    model: Model
+    about: dict[str, Any]
+
+
+class Surrogates(Protocol):
+    """Where a run's surrogate comes from."""
+
+    @property
+    def progress(self) -> Progress:
+        """Where long work says how far it is."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a surrogate depends on beside the pairs and the attack's own options."""
+        ...
+
+    def find(self, wanted: SurrogateRequest) -> Surrogate:
+        """The surrogate, from the cache or made now."""
+        ...
 
 
 @dataclass
@@ -29,6 +77,8 @@ class AttackLab:
         suite: evaluation sets: class names, synonyms, templates.
         kept: what `keep` was given; sealed, and handed to `probes`.
         warnings: lines for the run record.
+        surrogate_about: what the sealed record says of the surrogate; None if none was asked for.
+        seconds_waited: time spent on the surrogate.
     """
 
     source: Source
@@ -36,12 +86,14 @@ class AttackLab:
     attack: str
     seed: int
     sham: bool = False
-    surrogate_model: Callable[[], Any] | None = None
+    surrogates: Surrogates | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     triggers: dict[str, dict[str, Any]] = field(default_factory=dict)
     stamps: dict[str, str] = field(default_factory=dict)
     n_requested: int = 0
+    surrogate_about: dict[str, Any] | None = None
+    seconds_waited: float = 0.0
 
     @property
     def held_out(self) -> Pairs:
@@ -127,8 +179,24 @@ class AttackLab:
             value = json.loads(json.dumps(value, allow_nan=False))
         self.kept[name] = value
 
-    def surrogate(self) -> Any:
-        """A model of the attacker's own, for attacks that declare `access` other than `none`."""
-        if self.surrogate_model is None:
-            raise BenchError(f"attack {self.attack} asks for a surrogate model, and this run grants none")
-        return self.surrogate_model()
+    @property
+    def progress(self) -> Progress:
+        """Where an attack that computes for long says how far it is."""
+        return silent() if self.surrogates is None else self.surrogates.progress
+
+    def surrogate(self, wanted: SurrogateRequest | None = None) -> Model:
+        """A frozen model of the attacker's own, in eval mode, for attacks that declare `access` other than `none`.
+
+        By default plain CLIP of the run's scale, trained on the clean pairs with another seed than the victim's. The first
+        request of a run takes the time of a training; see docs/decisions/007-surrogates.md.
+
+        Raises:
+            BenchError: an attack that does not declare it, or a surrogate that cannot be had.
+        """
+        if self.surrogates is None:
+            raise BenchError(f"attack {self.attack} asks for a surrogate model and declares access 'none'; declare 'features' or 'gradients'")
+        began = time.perf_counter()
+        found = self.surrogates.find(wanted or SurrogateRequest())
+        self.seconds_waited += time.perf_counter() - began
+        self.surrogate_about = found.about
+        return found.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmark.contract import Append, Attack, Edit, Replace
-from benchmark.data.attack_lab import AttackLab
+from benchmark.data.attack_lab import AttackLab, Surrogates
 from benchmark.data.eval_sets import Suite
 from benchmark.data.image import decode, pixels_sha256, png_bytes, psnr
 from benchmark.data.manifest import make_ids, read_own, write_manifest
@@ -24,7 +25,7 @@ from benchmark.errors import BenchError
 from benchmark.registry import Plugin
 from benchmark.seeding import generator
 from benchmark.settings import SCHEMA, canonical
-from benchmark.stages import Stages
+from benchmark.stages import Stages, write_atomically
 
 VERSION = 1
 
@@ -55,9 +56,20 @@ class SealedRecord:
         return int(self.header["n_poison"])
 
 
-def poison(plugin: Plugin, attack: Attack, seed: int, source: Source, suite: Suite, sham: bool, stages: Stages) -> Poisoned:
-    """The poisoned manifest and its sealed record, from the cache or made now."""
-    facts = {
+def poison(plugin: Plugin, attack: Attack, seed: int, source: Source, suite: Suite, sham: bool, stages: Stages, surrogates: Surrogates | None = None) -> Poisoned:
+    """The poisoned manifest and its sealed record, from the cache or made now.
+
+    Args:
+        surrogates: where an attack with access to features or gradients gets its own model; no other attack is given them.
+
+    Raises:
+        BenchError: the attack cannot be carried out; said before anything is trained on.
+    """
+    if attack.access == "none":
+        surrogates = None
+    elif surrogates is None:
+        raise BenchError(f"attack {plugin.name} needs a surrogate model (access: {attack.access}), and none is granted here")
+    facts: dict[str, Any] = {
         "stage": "poison",
         "version": VERSION,
         "source": source.content,
@@ -69,7 +81,9 @@ def poison(plugin: Plugin, attack: Attack, seed: int, source: Source, suite: Sui
         "seed": seed,
         "sham": sham,
     }
-    folder = stages.make("poison", facts, partial(_build, plugin.name, attack, seed, source, suite, sham))
+    if surrogates is not None:
+        facts["surrogate"] = surrogates.facts()
+    folder = stages.make("poison", facts, partial(_build, AttackLab(source, suite, plugin.name, seed, sham, surrogates), attack))
     return Poisoned(folder / "poisoned", folder / "poisoned.record")
 
 
@@ -82,9 +96,22 @@ def open_record(folder: Path) -> SealedRecord:
     return SealedRecord(header, pd.read_parquet(folder / "rows.parquet"), kept)
 
 
-def _build(name: str, attack: Attack, seed: int, source: Source, suite: Suite, sham: bool, folder: Path) -> None:
-    lab = AttackLab(source, suite, name, seed, sham)
+def attack_seconds(poisoned: Poisoned) -> float | None:
+    """How long the attack took where the poison was made, its surrogate left out; None if that is not known any more."""
+    path = _cost_file(poisoned.record.parent)
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
+
+
+def _cost_file(folder: Path) -> Path:
+    return folder.with_name(folder.name.removesuffix(".part") + ".cost.json")
+
+
+def _build(lab: AttackLab, attack: Attack, folder: Path) -> None:
+    source, seed = lab.source, lab.seed
+    began = time.perf_counter()
     edits = list(attack.poison(source.train, lab))
+    # Beside the stage and not in it: the same poison has the same bytes, however long it took.
+    write_atomically(_cost_file(folder), canonical({"seconds": time.perf_counter() - began - lab.seconds_waited}).encode())
     (folder / "poisoned").mkdir()
     (folder / "poisoned.record").mkdir()
     ids, refs, captions, rows = apply(source.train, edits, folder / "poisoned", seed, lab.stamps)
@@ -95,13 +122,13 @@ def _build(name: str, attack: Attack, seed: int, source: Source, suite: Suite, s
     arrays = {key: value for key, value in lab.kept.items() if isinstance(value, np.ndarray)}
     for key, value in arrays.items():
         np.save(folder / "poisoned.record" / f"{key}.npy", value, allow_pickle=False)
-    header = {
+    header: dict[str, Any] = {
         "schema": SCHEMA,
         "warning": "contains poisoned training data" if rows else "no poison",
-        "attack": name,
+        "attack": lab.attack,
         "options": attack.model_dump(mode="json"),
         "attack_seed": seed,
-        "sham": sham,
+        "sham": lab.sham,
         "source": source.content,
         "poisoned_manifest_sha256": manifest_sha256,
         "n_rows_before": len(source.train),
@@ -114,6 +141,8 @@ def _build(name: str, attack: Attack, seed: int, source: Source, suite: Suite, s
         "warnings": lab.warnings,
         "kept": {key: value for key, value in lab.kept.items() if key not in arrays},
     }
+    if lab.surrogate_about is not None:
+        header["surrogate"] = lab.surrogate_about
     (folder / "poisoned.record" / "record.json").write_text(canonical(header))
 
 

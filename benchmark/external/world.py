@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmark.cell import Cell, about_poison, plugin_code, poison_key
+from benchmark.cell import Cell, about_poison, plugin_code, poison_key, poison_of
 from benchmark.contract import Attack, Images, Probe
 from benchmark.data.eval_sets import Suite, open_suite
 from benchmark.data.pack import pack
-from benchmark.data.poison import SealedRecord, open_record, poison
+from benchmark.data.poison import SealedRecord, open_record
 from benchmark.data.source import WORLD
 from benchmark.errors import BenchError
 from benchmark.external.request import Evaluation
@@ -64,7 +64,7 @@ def of_request(asked: Evaluation, loaded: Loaded, progress: Progress) -> World:
         return _without_pairs(asked, sets, progress)
     cell: Cell = open_cell(plan(asked.request(sets))[0], progress)
     settings = cell.settings
-    poisoned = plugin_code("attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, asked.sham, cell.stages))
+    poisoned = poison_of(cell)
     record = open_record(poisoned.record)
     if loaded.training is None:
         trained_here = _same_manifest(loaded, record)

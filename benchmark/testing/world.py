@@ -22,6 +22,7 @@ from benchmark.progress import silent
 from benchmark.registry import plugin_of
 from benchmark.settings import SCHEMA, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PluginSettings, RunSettings, TrainSettings
 from benchmark.stages import Stages
+from benchmark.surrogate import Surrogates
 from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab
 from benchmark.train.model import tokenizer
 from benchmark.train.synonyms import resolve
@@ -54,7 +55,8 @@ class World:
 
     def poisoned(self, attack: Attack, seed: int, place: str) -> Poisoned:
         """The attack's poison, made from nothing in a place of its own."""
-        return poison(plugin_of("attack", type(attack)), attack, seed, self.source, self.suite, False, Stages(self.folder / place))
+        plugin, stages = plugin_of("attack", type(attack)), Stages(self.folder / place)
+        return poison(plugin, attack, seed, self.source, self.suite, False, stages, tiny_surrogates(self.source, self.suite, self.stages, DATA, TRAIN))
 
     @cached_property
     def planted(self) -> Poisoned:
@@ -63,28 +65,21 @@ class World:
 
     def lab(self, defense: Defense, place: str, augmented: bool = False) -> Lab:
         """The defender's lab on the planted poison, with a cache of its own."""
-        stages, model = Stages(self.folder / place), ModelSettings()
-        plugin = plugin_of("defense", type(defense))
-        settings = RunSettings(
-            schema_=SCHEMA,
-            attack=PluginSettings(name="planted", options={}, source=""),
-            defense=PluginSettings(name=plugin.name, options=defense.model_dump(mode="json"), source=plugin.source),
-            augmented=augmented,
-            scale="check",
-            seed=0,
-            dataset=self.source.name,
-            data_hash=self.source.content,
-            suite_hash=self.suite.content,
-            data=DATA,
-            train=TRAIN,
-            augment=AugmentSettings(),
-            model=model,
-            evaluation=EvaluationSettings(),
-            device="cpu",
-        )
+        stages = Stages(self.folder / place)
+        settings = run_settings(self.source, self.suite, DATA, TRAIN, augmented, plugin_settings_of(defense))
         packed = self._pack()
         synonyms = resolve("auto", self.suite.synonyms) if augmented else ("none", None)
-        given = (packed, settings, tokenizer(model), Task(self.suite.main.classnames, self.suite.main.templates), synonyms, self._grant, stages, silent(), torch.device("cpu"))
+        given = (
+            packed,
+            settings,
+            tokenizer(settings.model),
+            Task(self.suite.main.classnames, self.suite.main.templates),
+            synonyms,
+            self._grant,
+            stages,
+            silent(),
+            torch.device("cpu"),
+        )
         if defense.told == "nothing":
             return Lab(*given)
         touched = set(open_record(self.planted.record).rows["id"])
@@ -100,6 +95,38 @@ class World:
             raise BenchError(f"the defense asks for {n} clean pairs, and the check has {len(clean)}; lower the number in the class attribute `tiny`")
         labels = np.array([self.suite.main.classnames.index(word) for word in clean.tags["object"][:n]])
         return Granted(PairsView(clean.images[:n], tuple(clean.captions[:n])), f"check:{n}", labels)
+
+
+def plugin_settings_of(defense: Defense) -> PluginSettings:
+    """What a run keeps of a defense."""
+    plugin = plugin_of("defense", type(defense))
+    return PluginSettings(name=plugin.name, options=defense.model_dump(mode="json"), source=plugin.source)
+
+
+def run_settings(source: Source, suite: Suite, data: DataSettings, train: TrainSettings, augmented: bool = False, defense: PluginSettings | None = None) -> RunSettings:
+    """A run of seed 0 on these data, on the CPU."""
+    return RunSettings(
+        schema_=SCHEMA,
+        attack=PluginSettings(name="planted", options={}, source=""),
+        defense=defense or PluginSettings(name="none", options={}, source=""),
+        augmented=augmented,
+        scale="check",
+        seed=0,
+        dataset=source.name,
+        data_hash=source.content,
+        suite_hash=suite.content,
+        data=data,
+        train=train,
+        augment=AugmentSettings(),
+        model=ModelSettings(),
+        evaluation=EvaluationSettings(),
+        device="cpu",
+    )
+
+
+def tiny_surrogates(source: Source, suite: Suite, stages: Stages, data: DataSettings, train: TrainSettings = TRAIN) -> Surrogates:
+    """Surrogates for attacks that ask for one: trained in a moment, and kept in `stages`."""
+    return Surrogates(run_settings(source, suite, data, train), source, suite, stages, silent())
 
 
 class _OddCaptions(Attack):
