@@ -347,7 +347,7 @@ def about_poison(record: SealedRecord) -> dict[str, Any]:
         "manifest_sha256": record.header["poisoned_manifest_sha256"],
         "triggers": record.header["triggers"],
         "targets": record.kept.get("targets", []),
-    } | ({"surrogate": record.header["surrogate"]} if "surrogate" in record.header else {})
+    } | {name: found[name] for found, name in ((record.header, "surrogate"), (record.kept, "facts")) if name in found}
 
 
 def poison_key(poisoned: Poisoned, sham: bool) -> str:

@@ -117,6 +117,9 @@ SCALES: dict[str, Scale] = {
             **{key: {"n_clean": 64} for key in ("bdetclip", "subspace", "rnn_certified")},
             "decree": {"n_clean": 64, "epochs": 20},
             **{key: {"rate": 0.02} for key in ("backdoor", "label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
+            "corrupt_encoder": {"rate": 0.02, "n_references": 2, "n_support_references": 2},
+            "noisy_alignment": {"rate": 0.02},
+            "badclip": {"rate": 0.02, "n_images": 256, "epochs": 2, "lr": 0.05},
         },
     ),
     "small": Scale(

@@ -1,4 +1,4 @@
-"""What an attack may use while it poisons: random streams, budgets, caption search, held-out images, a model of its own."""
+"""What an attack may use while it poisons: random streams, budgets, caption search, held-out images, objects, a model of its own."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from benchmark.contract import Trigger
 from benchmark.data.eval_sets import Suite
 from benchmark.data.mentions import Match, mentions
+from benchmark.data.objects import Cutout, Shelf, backgrounds_in, drawn_backgrounds, drawn_objects, is_drawn, objects_in
 from benchmark.data.pairs import Pairs, Source
 from benchmark.errors import BenchError
 from benchmark.progress import Progress, silent
@@ -178,6 +179,37 @@ class AttackLab:
         if not isinstance(value, np.ndarray):
             value = json.loads(json.dumps(value, allow_nan=False))
         self.kept[name] = value
+
+    def objects(self, classname: str, folder: Path | None = None) -> Shelf[Cutout]:
+        """Objects of a class with masks, that no training row shows.
+
+        Args:
+            folder: `CLASS/NAME.jpg` with `CLASS/NAME.mask.png`; None for the drawn world's own.
+
+        Raises:
+            BenchError: the data have no masks, or the folder none of this class.
+        """
+        if folder is not None:
+            return objects_in(folder, classname)
+        if not is_drawn(self.held_out):
+            raise BenchError(
+                f"attack {self.attack} needs objects with masks and {self.source.name} has none; give a folder of CLASS/NAME.jpg and CLASS/NAME.mask.png with --set attack.masks=FOLDER"
+            )
+        return drawn_objects(self.held_out, self.unseen, classname)
+
+    def backgrounds(self, folder: Path | None = None) -> Shelf[NDArray[np.uint8]]:
+        """Empty scenes uint8 (h, w, 3): images of a folder; None for the drawn world's held-out papers.
+
+        Raises:
+            BenchError: the data have none, or the folder holds no image.
+        """
+        if folder is not None:
+            return backgrounds_in(folder)
+        if not is_drawn(self.held_out):
+            raise BenchError(
+                f"attack {self.attack} needs backgrounds and {self.source.name} has none; give a folder of scenes without the target class with --set attack.scenes=FOLDER"
+            )
+        return drawn_backgrounds(self.held_out, self.unseen)
 
     @property
     def progress(self) -> Progress:

@@ -5,7 +5,7 @@ import io
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,15 @@ def decode(path: Path, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
 def decode_bytes(raw: bytes, name: str, side: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The image in the bytes of a file, as `decode`; messages call it `name`."""
     return _decoded(io.BytesIO(raw), name, side, max_pixels)
+
+
+def decode_whole(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The image of a file as uint8 (h, w, 3), all of it in its own size.
+
+    Raises:
+        BenchError: as for `decode`.
+    """
+    return _opened(path, str(path), max_pixels, lambda image: np.asarray(image, dtype=np.uint8).copy())
 
 
 def shard_ref(shard: Path, offset: int, size: int) -> str:
@@ -89,6 +98,10 @@ def _place(ref: str) -> tuple[str, int, int | None]:
 
 
 def _decoded(file: Path | io.BytesIO, name: str, side: int, max_pixels: int) -> NDArray[np.uint8]:
+    return _opened(file, name, max_pixels, lambda image: square(image, side))
+
+
+def _opened(file: Path | io.BytesIO, name: str, max_pixels: int, finish: Callable[[Image.Image], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     try:
         # Pillow warns from 89 million pixels and refuses twice that; its filters of warnings are not safe to change in threads.
         with Image.open(file, formats=FORMATS) as opened:
@@ -97,7 +110,7 @@ def _decoded(file: Path | io.BytesIO, name: str, side: int, max_pixels: int) -> 
                 raise BenchError(f"{name}: {width}x{height} pixels are more than {max_pixels}; shrink the image or leave it out")
             if min(width, height) < MIN_SIDE or max(width, height) > MAX_ASPECT * min(width, height):
                 raise BenchError(f"{name}: an image of {width}x{height} pixels leaves nothing to crop; leave it out")
-            return square(opened.convert("RGB"), side)
+            return finish(opened.convert("RGB"))
     except FileNotFoundError:
         raise BenchError(f"no file at {name}") from None
     except UnidentifiedImageError:
