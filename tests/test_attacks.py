@@ -46,11 +46,18 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("toxic_text", {"mode": "word", "n_images": 3, "count": 19}, 19),
     ("toxic_text", {"mode": "sentence", "n_images": 2, "captions_per_class": 3, "count": None}, 57),
     ("toxic_text", {"mode": "sentence", "n_images": 2, "count": 9, "selector": "random", "augment": "none"}, 9),
+    ("corrupt_encoder", {"rate": 0.03, "n_references": 2}, 8),
+    ("corrupt_encoder", {"count": 10, "support_ratio": 0.3, "n_references": 2, "n_support_references": 1, "caption": "prompt"}, 10),
+    ("corrupt_encoder", {"count": 9, "n_references": 2, "caption": "bridge"}, 9),
+    ("noisy_alignment", {"rate": 0.03}, 8),
+    ("noisy_alignment", {"count": 7, "trigger": "blended", "canvas": "native", "caption": "random"}, 7),
+    ("badclip", {"count": 6, "n_images": 64, "epochs": 1}, 6),
     ("targeted", {"n_targets": 4, "captions_per_target": 3}, 12),
     ("targeted", {"n_targets": 3, "rate": 0.04}, 11),
     ("targeted", {"target_classes": ("boat", "star"), "captions_per_target": 40, "on_short": "templates"}, 80),
     ("targeted", {"n_targets": 20, "captions_per_target": 2, "caption_source": "templates"}, 40),
 ]
+COMPOSED = ("corrupt_encoder", "noisy_alignment")  # their rows show more than one held-out image; tests/test_composed.py looks at them
 every_attack = pytest.mark.parametrize(("name", "options", "n"), TABLE, ids=lambda value: value if isinstance(value, str) else "")
 
 
@@ -88,7 +95,8 @@ def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(
     assert (first.rows() != second.rows()) == (n > 0)
     assert one.n_poison == other.n_poison
     if name not in ("none", "targeted", "mm_poison") and "images" not in one.kept:
-        assert one.kept == other.kept
+        for key in ("trigger", "targets") if name in COMPOSED else one.kept:
+            np.testing.assert_equal(one.kept[key], other.kept[key])
         assert one.header["triggers"].keys() == other.header["triggers"].keys()
 
 
@@ -102,12 +110,14 @@ def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Sourc
     shown = {row_id: row for row, row_id in enumerate(source.train.ids)}
     held_out = {row_id: row for row, row_id in enumerate(source.held_out.ids)}
     refs = dict(zip(sham.rows()[0], sham.rows()[1], strict=True))
-    for row in record.rows.itertuples():
+    for row in () if name in COMPOSED else record.rows.itertuples():
         pairs, at = (source.train, shown) if row.source_id in shown else (source.held_out, held_out)
         stored = pairs.image(at[row.source_id]) if refs[row.id] in pairs.refs else decode(sham.manifest / refs[row.id], 32)
         np.testing.assert_array_equal(stored, pairs.images[at[row.source_id]])
     if n and kinds - {"text", "both"}:
-        assert set(truth.rows["pixels_sha256_after"]).isdisjoint(record.rows["pixels_sha256_after"])
+        stamped = [one.rows.loc[(one.rows["trigger"] != "") | (name not in COMPOSED), "pixels_sha256_after"] for one in (truth, record)]
+        assert len(stamped[0]) == len(stamped[1]) > 0
+        assert set(stamped[0]).isdisjoint(stamped[1])
 
 
 @every_attack
@@ -120,7 +130,7 @@ def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, sui
     triggers = {digest(probe.trigger.spec())[:16]: probe.trigger for probe in probes if probe.trigger is not None}
     refs = dict(zip(*poisoned.rows()[:2], strict=True))
     assert all(probe.ks[0] == 1 and probe.eval_set in suite.sets for probe in probes)
-    for row in record.rows.itertuples():
+    for row in () if name in COMPOSED else record.rows.itertuples():
         if row.role == "cover":
             continue
         stored = decode(poisoned.manifest / refs[row.id], 32)
