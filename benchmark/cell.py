@@ -32,7 +32,7 @@ from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, attack_seconds, open_record, poison
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate import trained_pairs
-from benchmark.evaluate.detection import detection, filtering
+from benchmark.evaluate.detection import detection, filtering, poison_among_neighbours
 from benchmark.evaluate.hooks import Said, ask_hooks, check_hooks
 from benchmark.evaluate.measure import Evaluator, read
 from benchmark.evaluate.metric import Metric
@@ -151,7 +151,9 @@ def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: li
         shutil.rmtree(gone.folder)
         gone.folder.with_name(gone.folder.name + ".snapshots.json").unlink(missing_ok=True)
         return None
-    metrics += _row_metrics(lab, record, poisoned, n_models=len(models))
+    found, warned = _row_metrics(lab, record, poisoned, n_models=len(models))
+    metrics += found
+    lab.warnings += warned
     metrics += said.metrics
     metrics += _visibility(cell, record)
     result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed, said)
@@ -280,11 +282,24 @@ def _poisoned_rows(record: SealedRecord, poisoned: Poisoned) -> NDArray[np.bool_
     return np.array([row_id in touched for row_id in poisoned.rows()[0]])
 
 
-def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: int) -> list[Metric]:
-    """Detection of what the defense scored, and what it kept; models that vote have no one set of kept rows."""
-    rows = _poisoned_rows(record, poisoned)
-    metrics = [metric for scores in lab.handed_in for metric in detection(scores.name, scores.values, scores.flagged, rows)]
-    return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None and n_models == 1 else [])
+def _poisoned_images(record: SealedRecord, poisoned: Poisoned) -> NDArray[np.int64]:
+    """Which image each poisoned row shows, as a number from 0; -1 for clean rows."""
+    shown = dict(zip(record.rows["id"], record.rows["pixels_sha256_after"], strict=True))
+    number = {pixels: index for index, pixels in enumerate(dict.fromkeys(shown.values()))}
+    return np.array([number[shown[row_id]] if row_id in shown else -1 for row_id in poisoned.rows()[0]], dtype=np.int64)
+
+
+def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: int) -> tuple[list[Metric], list[str]]:
+    """Detection of what the defense scored, and what it kept; models that vote have no one set of kept rows. And warnings."""
+    rows, images = _poisoned_rows(record, poisoned), _poisoned_images(record, poisoned)
+    metrics: list[Metric] = []
+    warnings: list[str] = []
+    for scores in lab.handed_in:
+        metrics += detection(scores.name, scores.values, scores.flagged, rows, images)
+        if scores.neighbourhood is not None:
+            found, lines = poison_among_neighbours(scores.name, scores.neighbourhood.k, scores.neighbourhood.groups, rows)
+            metrics, warnings = metrics + found, warnings + lines
+    return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None and n_models == 1 else []), warnings
 
 
 def _visibility(cell: Cell, record: SealedRecord) -> list[Metric]:
@@ -309,7 +324,7 @@ def _record(
     said: Said,
 ) -> dict[str, Any]:
     logged = [line for folder in lab.trainings for row in json.loads((folder / "log.json").read_text()) for line in row.get("warnings", [])]
-    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *logged, *said.warnings]
+    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *lab.warnings, *logged, *said.warnings]
     if packed.n_long:
         warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
     if collapsed:

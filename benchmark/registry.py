@@ -23,6 +23,7 @@ from benchmark.errors import BenchError, nearest, unknown
 Kind = Literal["attack", "defense"]
 _GROUP = {"attack": "bench.attacks", "defense": "bench.defenses"}
 _PACKAGE = {"attack": "attacks", "defense": "defenses"}
+_SCORES = "benchmark.suspicion"  # scores that defenses and `bench audit` share
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def configure(plugin: Plugin, scale_options: dict[str, Any], given: dict[str, An
 
 
 def source_hash(file: Path) -> str:
-    """SHA-256 over a file and the `_` modules that it imports, directly or through one another.
+    """SHA-256 over a file and the `_` modules and scores that it imports, directly or through one another.
 
     Comments, docstrings and blank lines do not count: a better explanation trains nothing anew.
     """
@@ -252,7 +253,7 @@ def _sources(file: Path, seen: set[Path]) -> set[Path]:
             modules = [alias.name for alias in node.names]
         for module in modules:
             package, _, last = module.rpartition(".")
-            if package in _PACKAGE.values() or (last.startswith("_") and not last.startswith("__")):
+            if package in (*_PACKAGE.values(), _SCORES) or (last.startswith("_") and not last.startswith("__")):
                 relative = isinstance(node, ast.ImportFrom) and node.level > 0
                 spec_file = _module_file("", last, beside.joinpath(*package.split("."))) if relative else _module_file(package, last, beside)
                 if spec_file is not None:

@@ -53,6 +53,20 @@ def test_oracle_drops_exactly_the_poison(shared):
     kept = {entry["name"]: entry["value"] for entry in record["metrics"] if entry["of"] == "filter"}
     assert kept["n_poison_kept"] == 0
     assert kept["clean_lost"] == 0
+    assert kept["recall_dropped"] == kept["precision_dropped"] == 1
+
+
+def test_the_record_tells_how_much_poison_stood_among_the_neighbours_a_detector_looked_at(tmp_path):
+    file = tmp_path / "looks.py"
+    file.write_text(
+        "import numpy as np\n\nfrom benchmark.contract import Defense\nfrom benchmark.train.lab import Neighbourhood\nfrom defenses.clip import Clip\n\n"
+        "class Looks(Defense):\n    '''Looks.'''\n\n    def defend(self, lab):\n        model = lab.train(Clip()).model\n"
+        "        raw, unit = lab.features(model, raw=True)[0], lab.features(model)[0]\n        assert np.allclose(raw / raw.norm(dim=1, keepdim=True), unit, atol=1e-6) and abs(raw.norm(dim=1) - 1).max() > 0.01\n"
+        "        lab.warn('a line of the defense')\n        lab.scores('looks', np.arange(len(lab.pairs)), neighbourhood=Neighbourhood(4, (np.arange(len(lab.pairs)),)))\n        return model\n"
+    )
+    record = run(tmp_path / "r", defense=str(file))
+    assert values(record, "expected_poison_over_k")["looks"] == record["poison"]["n_poison"] / 4
+    assert "a line of the defense" in record["warnings"] and any("inverted regime" in line for line in record["warnings"])
 
 
 def test_the_sum_of_asr_and_triggered_accuracy_is_at_most_one(shared):

@@ -15,7 +15,7 @@ from benchmark.report.comparisons import differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
-from benchmark.report.tables import KEY, WIDE, groups, long_table, per_run, summaries, to_csv, wide_table
+from benchmark.report.tables import DETECTION, KEY, WIDE, groups, long_table, per_run, summaries, to_csv, wide_table
 from benchmark.report.terminal import print_outcomes
 
 
@@ -119,6 +119,42 @@ def test_what_a_defense_adds_to_augmentation_stands_below_with_its_interval():
     assert line.split(" | ")[3].startswith("-50.0 [-74.8, -25.2]")
     assert line.endswith("| 25.0 % |")
     assert "Against `clip+aug`" not in to_markdown(runs[:3])
+
+
+def filtered(seed, auroc, n_poison_kept):
+    one = run(seed, 0.0, defense="dao")
+    scores = {"auroc": auroc, "average_precision": 0.2, "fpr_at_tpr_0.95": 0.4, "f1_own": 0.1, "recall_at_0.1": 0.8}
+    dropped = {"n_dropped": 100.0, "recall_dropped": 1 - n_poison_kept / 10, "n_poison_kept": n_poison_kept, "clean_lost": 0.092}
+    one.record["metrics"] += [metric(name, value, of="dao", card="") for name, value in scores.items()] + [
+        metric(name, value, of="filter", card="") for name, value in dropped.items()
+    ]
+    one.record["clean_pairs_used"] = 50
+    return one
+
+
+def test_columns_of_detection_follow_only_where_a_run_has_them():
+    assert tuple(wide([run()])[0]) == WIDE and "AUROC" not in to_markdown([run()])
+    runs = [run(), filtered(0, 0.9, 1), filtered(1, 0.8, 2)]
+    rows = {row["defense"]: row for row in wide(runs)}
+    assert tuple(rows["dao"]) == (*WIDE, *DETECTION)
+    assert rows["roclip"]["auroc"] == rows["roclip"]["n_dropped"] == ""
+    dao = {name: rows["dao"][name] for name in DETECTION}
+    assert (dao["score"], dao["auroc"], dao["n_dropped"], dao["recall_dropped"], dao["n_poison_kept"], dao["clean_pairs_used"]) == ("dao", "0.85", "100", "0.85", "1.5", "50")
+    assert "| backdoor | dao | dao | 0.850 | 0.200 | 40.0 % | 0.10 | 100 | 85.0 % | 1.5 | 9.2 % | 50 |" in to_markdown(runs)
+
+
+def test_a_metric_that_came_later_and_has_no_card_does_not_part_the_runs_of_a_label():
+    later = run(1, 0.6)
+    later.record["metrics"].append(metric("recall_at_0.1", 0.5, of="own_caption_rank", card=""))
+    assert [len(group.runs) for group in groups([run(0, 0.4), later])[0]] == [2]
+
+
+def test_the_interval_of_an_auroc_is_called_what_it_is():
+    one = filtered(0, 0.9, 1)
+    entry = next(entry for entry in one.record["metrics"] if entry["name"] == "auroc")
+    entry["low"], entry["high"] = 0.8, 0.95
+    table = long_table([one])
+    assert table[table.metric == "auroc"].iloc[0].interval.startswith("bootstrap over poisoned images")
 
 
 def test_summaries_of_a_curve_tell_matched_from_clip_epochs():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.records import Run
-from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
+from benchmark.report.tables import Group, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
 
 FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
 _COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
@@ -24,7 +24,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
         "",
         f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
     ]
-    lines += _against_augmentation(runs, found)
+    lines += _detection(found) + _against_augmentation(runs, found)
     lines += [f"- {escape(note)}" for note in notes]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
@@ -75,6 +75,31 @@ def _with_interval(group: Group, metric: str) -> str:
 
 def _bracket(interval: Interval) -> str:
     return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+
+
+def _detection(found: Sequence[Group]) -> list[str]:
+    """How well scores tell poisoned rows, and what was dropped; nothing where no run says so."""
+    shown = [group for group in found if detected(group)]
+    if not shown:
+        return []
+    lines = [
+        "",
+        "Rows scored and dropped (positives: the poisoned rows, all rows ranked; F1 at the threshold that the defense chose itself; recall: share of the poison among the dropped):",
+        "",
+    ]
+    header = ("attack", "defense", "score", "AUROC", "AP", "FPR at 95 % TPR", "F1, own threshold", "rows dropped", "recall", "poison left", "clean rows lost", "clean pairs used")
+    lines += [_line(header), "|" + "---|" * len(header)]
+    for group in shown:
+        row = detection_row(group)
+        numbers = ["" if row[name] is None else f"{row[name]:.3f}" for name in ("auroc", "average_precision")]
+        numbers += [percent(row["fpr_at_tpr_0.95"]), "" if row["f1_own"] is None else f"{row['f1_own']:.2f}"]
+        counts = {name: "" if row[name] is None else f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.4g}" for name in ("n_dropped", "n_poison_kept", "clean_pairs_used")}
+        told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
+        names = [escape(group.key[0]), escape(group.key[1]) + told, escape(row["score"] or "")]
+        lines.append(
+            _line([*names, *numbers, counts["n_dropped"], percent(row["recall_dropped"]), counts["n_poison_kept"], percent(row["clean_lost"]), counts["clean_pairs_used"]])
+        )
+    return lines
 
 
 def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[str]:

@@ -32,6 +32,7 @@ WIDE = (
     "train_seconds",
     "pairs_per_second",
 )
+DETECTION = ("score", "auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own", "n_dropped", "recall_dropped", "n_poison_kept", "clean_lost", "clean_pairs_used")
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
 
 
@@ -53,7 +54,6 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
         last = curve[-1] if curve else {"epoch": None, "phase": ""}
         not_run = dict(record.get("not_run", {}))
         for entry in record["metrics"]:
-            kind = f"Wilson over {entry['n']} {entry['units']}, one training run" if entry["low"] is not None else "none: not a rate over units"
             rows.append(
                 base
                 | {
@@ -64,7 +64,7 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
                     "units": entry["units"],
                     "low": entry["low"],
                     "high": entry["high"],
-                    "interval": kind,
+                    "interval": _kind(entry),
                     "epoch": last["epoch"],
                     "phase": last["phase"],
                     "card_hash": entry["card"],
@@ -174,9 +174,15 @@ def groups(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 
 def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE."""
+    """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE.
+
+    The columns of DETECTION follow if a run has them.
+    """
     found, _ = groups(runs)
-    return pd.DataFrame([wide_row(group) for group in sorted(found, key=lambda group: place_of(group.key))], columns=list(WIDE))
+    found = sorted(found, key=lambda group: place_of(group.key))
+    detects = any(detected(group) for group in found)
+    rows = [wide_row(group) | (detection_row(group) if detects else {}) for group in found]
+    return pd.DataFrame(rows, columns=list((*WIDE, *DETECTION) if detects else WIDE))
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -224,6 +230,31 @@ def wide_row(group: Group) -> dict[str, Any]:
     }
 
 
+def detected(group: Group) -> bool:
+    """Whether a group's runs scored rows or dropped some, and say how well."""
+    return any(entry["name"] in ("recall_at_0.1", "recall_dropped") for run in group.runs for entry in run.record["metrics"])
+
+
+def detection_row(group: Group) -> dict[str, Any]:
+    """The columns of DETECTION: of the first score that the defense handed in, and of the rows that it dropped."""
+    scored = group.runs[0].values("auroc")
+    score = str(scored[0]["of"]) if scored else None
+    dropped = {name: mean_of([_value(run, name, "filter") for run in group.runs]) for name in ("n_dropped", "recall_dropped", "n_poison_kept", "clean_lost")}
+    of_score = {name: mean_of([_value(run, name, score) for run in group.runs]) for name in ("auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own")}
+    return {"score": score, **of_score, **dropped, "clean_pairs_used": mean_of([run.record.get("clean_pairs_used") for run in group.runs])}
+
+
+def _value(run: Run, metric: str, of: str | None) -> float | None:
+    return next((entry["value"] for entry in run.values(metric) if entry["of"] == of), None)
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    """How a metric's interval was made."""
+    if entry["low"] is None:
+        return "none: not a rate over units"
+    return "bootstrap over poisoned images, one training run" if entry["name"] == "auroc" else f"Wilson over {entry['n']} {entry['units']}, one training run"
+
+
 def interval_of(group: Group, metric: str) -> Interval:
     """The 95 % interval of a group's mean: over queries for one run with one entry, over runs otherwise."""
     values = [per_run(run, metric) for run in group.runs]
@@ -250,7 +281,7 @@ def _definition(run: Run) -> str:
     """What has to agree for runs to be averaged: definitions of the numbers and settings, all but the seed."""
     record = run.record
     resolved = {name: value for name, value in record["resolved"].items() if name != "seed"}
-    cards = sorted({f"{entry['name']}/{entry['of']}/{entry['card']}" for entry in record["metrics"]})
+    cards = sorted({f"{entry['name']}/{entry['of']}/{entry['card']}" for entry in record["metrics"] if entry["card"]})
     return repr((sorted(resolved.items(), key=lambda item: item[0]), cards))
 
 

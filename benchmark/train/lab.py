@@ -80,12 +80,26 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Neighbourhood:
+    """Among what a detector looked for neighbours.
+
+    Attributes:
+        k: how many neighbours it looked at.
+        groups: rows of each reference set; empty for a set of trusted pairs.
+    """
+
+    k: int
+    groups: tuple[NDArray[np.int64], ...]
+
+
+@dataclass(frozen=True)
 class Scores:
     """Suspicion handed in by a defense: higher is more suspicious."""
 
     name: str
     values: NDArray[np.float64]
     flagged: NDArray[np.bool_] | None
+    neighbourhood: Neighbourhood | None = None
 
 
 class Lab:
@@ -109,6 +123,7 @@ class Lab:
         self.clean_pairs_used = 0
         self.trainings: list[Path] = []
         self.handed_in: list[Scores] = []
+        self.warnings: list[str] = []
         self.kept_rows: NDArray[np.int64] | None = None
         self.train_settings = settings.train
         self._tokens, self._content = pack.tokens, pack.content
@@ -123,6 +138,11 @@ class Lab:
     def log(self, line: str) -> None:
         """A line for the person who waits."""
         self.progress.say(line)
+
+    def warn(self, line: str) -> None:
+        """A line for the run record: something that changes what a number means."""
+        self.warnings.append(line)
+        self.progress.say(f"warning: {line}")
 
     def train(
         self,
@@ -189,24 +209,25 @@ class Lab:
 
     def features(self, model: Model, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Image and text features (n, d) of all rows, without augmentation; not unit-length if `raw`."""
-        if raw:
-            raise BenchError("lab.features(raw=True) is not available yet; features are unit-length")
-        facts = {"stage": "features", "version": VERSION, "rows": self._content, "weights": model.identity(), "precision": model.precision}
+        facts = {"stage": "features", "version": VERSION, "rows": self._content, "weights": model.identity(), "precision": model.precision} | ({"raw": True} if raw else {})
 
         def build_features(folder: Path) -> None:
-            image, text = model.encode_images(self.pairs.images), model.encode_tokens(self._tokens)
+            image, text = model.encode_images(self.pairs.images, raw=raw), model.encode_tokens(self._tokens, raw=raw)
             np.save(folder / "image.npy", image.numpy())
             np.save(folder / "text.npy", text.numpy())
 
         folder = self._stages.make("features", facts, build_features)
         return torch.from_numpy(np.load(folder / "image.npy")), torch.from_numpy(np.load(folder / "text.npy"))
 
-    def scores(self, name: str, values: Any, flagged: Any = None) -> None:
-        """Hands in one suspicion score a row (higher = more suspicious), and what the defense itself would flag."""
+    def scores(self, name: str, values: Any, flagged: Any = None, neighbourhood: Neighbourhood | None = None) -> None:
+        """Hands in one suspicion score a row (higher = more suspicious), and what the defense itself would flag.
+
+        Detectors that look at neighbours say among which rows, so that the record can tell how much poison was there.
+        """
         array = _array(values).astype(np.float64)
         if array.shape != (len(self.pairs),) or not np.isfinite(array).all():
             raise BenchError(f"lab.scores({name!r}) wants one finite value for each of {len(self.pairs)} rows, got shape {array.shape}")
-        self.handed_in.append(Scores(name, array, None if flagged is None else _array(flagged).astype(bool)))
+        self.handed_in.append(Scores(name, array, None if flagged is None else _array(flagged).astype(bool), neighbourhood))
 
     def clean_pairs(self, n: int) -> Granted:
         """Clean pairs, n of them, from a pool that no training row or evaluation image comes from; the count is in every table."""

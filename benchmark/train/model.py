@@ -74,40 +74,50 @@ class Model:
 
     def image(self, images: Tensor) -> Tensor:
         """Unit-length features (b, d) of images in [0, 1], (b, 3, S, S)."""
+        return functional.normalize(self.raw_image(images), dim=-1)
+
+    def raw_image(self, images: Tensor) -> Tensor:
+        """Features (b, d) of images in [0, 1], (b, 3, S, S), as the tower gives them: not unit-length."""
         mean, std = _statistics(self.device, self.mean, self.std)
         normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = self.net.get_submodule("visual")(normalised)
-        return functional.normalize(features.float(), dim=-1)
+            features: Tensor = self.net.get_submodule("visual")(normalised)
+        return features.float()
 
     def text(self, tokens: Tensor) -> Tensor:
         """Unit-length features (b, d) of tokens (b, L), L up to the context length.
 
         Padding behind the end token cannot be seen through the causal mask, so it is not computed.
         """
+        return functional.normalize(self.raw_text(tokens), dim=-1)
+
+    def raw_text(self, tokens: Tensor) -> Tensor:
+        """Features (b, d) of tokens (b, L) as the tower gives them: not unit-length."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             features = _text_features(self.net, tokens)
-        return functional.normalize(features.float(), dim=-1)
+        return features.float()
 
     @torch.no_grad()
-    def encode_images(self, images: Images, batch_size: int = 256, view: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Features float32 (n, d) on the CPU, of uint8 images (n, S, S, 3), in eval mode; of a `view` of them in [0, 1], if given."""
+    def encode_images(self, images: Images, batch_size: int = 256, view: Callable[[Tensor], Tensor] | None = None, raw: bool = False) -> Tensor:
+        """Features float32 (n, d) on the CPU, of uint8 images (n, S, S, 3), in eval mode; of a `view` of them in [0, 1], if given; unit-length unless `raw`."""
+        encode = self.raw_image if raw else self.image
         was_training = self.net.training
         self.net.eval()
         parts = []
         for begin in range(0, len(images), batch_size):
             batch = torch.from_numpy(np.array(images[begin : begin + batch_size]))
             shown = batch.to(self.device).permute(0, 3, 1, 2).float() / 255
-            parts.append(self.image(shown if view is None else view(shown)).cpu())
+            parts.append(encode(shown if view is None else view(shown)).cpu())
         self.net.train(was_training)
         return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
     @torch.no_grad()
-    def encode_tokens(self, tokens: NDArray[np.uint16], batch_size: int = 1024) -> Tensor:
-        """Features float32 (n, d) on the CPU, in eval mode."""
+    def encode_tokens(self, tokens: NDArray[np.uint16], batch_size: int = 1024, raw: bool = False) -> Tensor:
+        """Features float32 (n, d) on the CPU, in eval mode; unit-length unless `raw`."""
+        encode = self.raw_text if raw else self.text
         was_training = self.net.training
         self.net.eval()
-        parts = [self.text(torch.from_numpy(tokens[begin : begin + batch_size].astype(np.int64)).to(self.device)).cpu() for begin in range(0, len(tokens), batch_size)]
+        parts = [encode(torch.from_numpy(tokens[begin : begin + batch_size].astype(np.int64)).to(self.device)).cpu() for begin in range(0, len(tokens), batch_size)]
         self.net.train(was_training)
         return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
