@@ -110,7 +110,7 @@ def _bootstrap(above: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[f
     n = int(inverse.max()) + 1
     if n < 2:
         return None, None
-    sums, sizes = np.bincount(inverse, above), np.bincount(inverse).astype(np.float64)
+    sums, sizes = np.asarray(np.bincount(inverse, above), dtype=np.float64), np.asarray(np.bincount(inverse), dtype=np.float64)
     rng = generator("bootstrap", "auroc")
     draws = np.concatenate([_draw(rng, sums, sizes, n) for _ in range(max(1, _DRAWS // 100))])
     low, high = np.quantile(draws, [0.025, 0.975])
