@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmark.cli_audit import audit_command
 from benchmark.cli_data import diff_command, export_command, poison_command, verify_command
 from benchmark.cli_eval import eval_command
 from benchmark.cli_evidence import compare_command, plan_command, rerun_command, verified
@@ -148,6 +149,7 @@ app.command("poison")(poison_command)
 app.command("verify")(verify_command)
 app.command("diff")(diff_command)
 app.command("export")(export_command)
+app.command("audit")(audit_command)
 
 
 @app.command()

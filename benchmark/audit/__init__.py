@@ -1,0 +1,1 @@
+"""Looks for natural and planted backdoors in pairs that nobody vouches for."""

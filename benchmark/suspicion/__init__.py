@@ -1,0 +1,1 @@
+"""Scores of pairs, higher = more suspicious: pure functions that filters and `bench audit` share."""
