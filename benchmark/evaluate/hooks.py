@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from benchmark.contract import Defense, Images, Probe, View
 from benchmark.data.eval_sets import EvalSet
 from benchmark.errors import BenchError
+from benchmark.evaluate.attack_success import Queries
 from benchmark.evaluate.certification import TRUST, certificate_card, certificate_table, certified_curve
 from benchmark.evaluate.features import Encoder
-from benchmark.evaluate.measure import Evaluator
+from benchmark.evaluate.measure import Evaluator, has_linear_probe
 from benchmark.evaluate.metric import Metric, rate
 from benchmark.evaluate.query_detection import Judged, judged, query_detection, query_table
 from benchmark.evaluate.zero_shot import test_name
@@ -99,7 +100,7 @@ def _carded(said: Said, card: dict[str, Any]) -> str:
 def _queries(
     defense: Defense, name: str, model: Model, evaluator: Evaluator, probes: Sequence[Probe], seen: dict[str, pd.DataFrame], said: Said, tables: dict[str, pd.DataFrame]
 ) -> None:
-    """Clean test images of the main set, then each probe: attacked queries against the same queries without the trigger, or test images for targets."""
+    """Clean test images of the main set, then each probe of images: attacked queries against the same queries without the trigger, or test images for targets."""
     counted: list[int] = []
 
     def ask(images: NDArray[np.uint8], eval_set: EvalSet) -> Judged:
@@ -114,7 +115,10 @@ def _queries(
     said.metrics.append(rate("query_clean_rejected", main.name, alarms, len(main.test.ids), card))
     tables[f"queries-{main.name}"] = query_table(main.test.ids, untouched[main.name], triggered=False)
     for probe in probes:
-        eval_set, asked, of_probe = evaluator.suite.get(probe.eval_set), evaluator.asked()[probe.name], seen[probe.name]
+        eval_set, asked = evaluator.suite.get(probe.eval_set), evaluator.asked()[probe.name]
+        if not isinstance(asked, Queries) or probe.control is not None:
+            continue
+        of_probe = seen[probe.name]
         counts, reached = of_probe["counted"].to_numpy(bool), of_probe["rank_goal"].to_numpy() <= 1
         attacked = ask(asked.triggered, eval_set)
         targets = probe.trigger is None
@@ -158,6 +162,8 @@ def _certificates(
         if probe.trigger is None or isinstance(probe.queries, Images) or probe.eval_set != main.name:
             continue
         asked, of_probe = evaluator.asked()[probe.name], seen[probe.name]
+        if not isinstance(asked, Queries) or not has_linear_probe(probe):
+            continue
         about = {**main.card, "defense": name, "trigger": probe.trigger.spec(), "exclusion": "true class is the goal", "sources": probe.sources}
         goal, counts = of_probe["goal"].to_numpy(np.int64), of_probe["counted"].to_numpy(bool)
         ask(probe.name, f"attacked/{probe.name}", asked.triggered, asked.ids, of_probe["true"].to_numpy(np.int64), about, goal=goal, counted=counts)

@@ -136,7 +136,7 @@ def ask(probe: Probe, suite: Suite) -> Queries | Retrieval:
 
 
 def has_linear_probe(probe: Probe) -> bool:
-    """Whether the linear probe measures it too: images with a trigger, no control, and no text key, which it would not see."""
+    """Whether classifiers of image features measure it too: images with a trigger, no control, and no text key, which they would not see."""
     return probe.task == "classify" and probe.trigger is not None and probe.control is None and not on_prompts(probe.trigger)
 
 
