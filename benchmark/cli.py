@@ -31,6 +31,7 @@ from benchmark.cli_options import (
     Templates,
     check_device,
 )
+from benchmark.cli_report import drawn
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError, PluginError
 
@@ -154,7 +155,7 @@ app.command("audit")(audit_command)
 
 @app.command()
 def report(
-    format: Annotated[str, typer.Option(help="md, csv or long (CSV with one row per metric).")] = "md",
+    format: Annotated[str, typer.Option(help="md, csv, long (CSV with one row per metric) or html (one page with everything).")] = "md",
     out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
@@ -163,7 +164,10 @@ def report(
     against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, with tests, as CSV.")] = None,
     fit: Annotated[str | None, typer.Option(help="dose: success against the number of poisoned rows, and the count for 50 %.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Recompute values and tables from saved predictions, and say what differs.")] = False,
+    figure: Annotated[str | None, typer.Option(help="heatmap, curves, dose or pareto for a paper; --out ends in .pdf, .svg or .png.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="With --format html: make missing pictures again, by poisoning drawn pairs anew.")] = False,
     results: Results = Path("results"),
+    cache: Cache = None,
 ) -> None:
     """Tables from recorded runs."""
     from benchmark.report.comparisons import against as comparisons
@@ -175,11 +179,14 @@ def report(
     if verify:
         verified(results)
         return
-    if format not in ("md", "csv", "long"):
-        raise BenchError(f"expected --format md, csv or long, got {format!r}")
+    if format not in ("md", "csv", "long", "html"):
+        raise BenchError(f"expected --format md, csv, long or html, got {format!r}")
     runs, old = superseded(select(load(results), attack or (), defense or (), scale or (), where or ()))
     if not runs:
         raise BenchError(f"no recorded run in {results} matches")
+    if figure is not None or format == "html":
+        drawn(figure, runs, old, out, results, (cache or Path("results/cache")) if pictures else None)
+        return
     notes = old + groups(runs)[1]
     if fit is not None:
         text = fitted(runs, fit, format)
