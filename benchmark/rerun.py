@@ -13,6 +13,7 @@ from benchmark.progress import Progress
 from benchmark.report.difference import changed, differing
 from benchmark.report.records import Run, load
 from benchmark.settings import SCALES, canonical
+from benchmark.train import distributed
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ def asked_again(run: Run, results: Path, plugins: dict[str, str], data: Path | N
     resolved: dict[str, Any] = run.record["resolved"]
     if not isinstance(resolved["train"], dict):
         raise BenchError(f"{run.record['run_id']} is a measured checkpoint and no run; measure it again with bench eval")
+    if resolved.get("processes", 1) != distributed.size():
+        raise BenchError(
+            f"{run.record['run_id']} was trained by {resolved.get('processes', 1)} processes together and this is {distributed.size()}; start it with torchrun as it was"
+        )
     if resolved["scale"] not in SCALES:
         raise BenchError(f"{run.record['run_id']} is of scale {resolved['scale']!r}, which this version does not have")
     if resolved["dataset"] != WORLD and data is None:

@@ -1,6 +1,7 @@
 """One run from pairs to a record, in process, at a tiny size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,14 @@ def test_labels_name_what_differs_from_the_scale(tmp_path):
 def test_data_without_an_evaluation_set_is_refused():
     with pytest.raises(BenchError, match="--data needs --eval"):
         plan(Request(data=Path("pairs.tsv")))
+
+
+@pytest.mark.parametrize("options", [{"attack": "backdoor"}, {"attack": "targeted", "sets": ("attack.captions_per_target=2",)}], ids=lambda one: one["attack"])
+def test_a_fresh_record_agrees_with_its_predictions_value_for_value(shared, tmp_path, options):
+    from benchmark.report.verification import verify
+
+    record = run(shared, **{**options, "sets": (*options.get("sets", ()), "evaluation.linear_probe=lbfgs")})
+    shutil.copytree(shared / "runs" / record["run_id"], tmp_path / "runs" / record["run_id"])
+    found = verify(tmp_path)
+    assert found.problems == []
+    assert found.without.keys() <= {"n_ties", "linear_probe_lambda"}

@@ -10,7 +10,7 @@ from benchmark.evaluate.coverage import COLUMNS, row, settings
 from benchmark.evaluate.statistics import wilson
 
 ROOT = Path(__file__).parents[1]
-ROWS = list(csv.DictReader((ROOT / "results" / "coverage.csv").open()))
+ROWS = list(csv.DictReader((ROOT / "results" / "coverage.csv").read_text().splitlines()))
 
 
 def of(**wanted):

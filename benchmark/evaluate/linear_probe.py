@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -96,6 +97,12 @@ def linear_probe(encoder: Encoder, eval_set: EvalSet, fitted: dict[str, Fitted])
         Metric("linear_probe_lambda", eval_set.name, probe.strength, len(eval_set.validation.labels), card=card),
     ]
     return metrics, probe
+
+
+def predicted(encoder: Encoder, eval_set: EvalSet, probe: Fitted) -> pd.DataFrame:
+    """A prediction row per test image."""
+    classes = probe.predict(torch.cat(encoder.images(test_name(eval_set), eval_set.test.images), dim=1))
+    return pd.DataFrame({"query_id": eval_set.test.ids, "true": eval_set.test.labels, "pred": classes.numpy()})
 
 
 def missing_probe(eval_set: EvalSet) -> list[Metric]:

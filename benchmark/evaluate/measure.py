@@ -17,7 +17,7 @@ from benchmark.data.eval_sets import Suite
 from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import Queries, attack_success, card_of, queries
 from benchmark.evaluate.features import Encoder, on_prompts
-from benchmark.evaluate.linear_probe import Fitted, linear_probe, missing_probe
+from benchmark.evaluate.linear_probe import Fitted, linear_probe, missing_probe, predicted
 from benchmark.evaluate.metric import Metric, rate
 from benchmark.evaluate.retrieval import Retrieval, retrieval_card, retrieval_queries, retrieval_success
 from benchmark.evaluate.zero_shot import test_name, zero_shot
@@ -94,7 +94,7 @@ class Evaluator:
                 found, tables[f"attack-{one.name}"] = attack_success(encoder, one, asked, self.suite)
             metrics += found
         if probe is not None:
-            metrics += self._linear_probes(encoder)
+            metrics += self._linear_probes(encoder, tables)
         main = self.suite.main
         flags = {"collapsed": encoder.collapsed(test_name(main), main.test.images)}
         (folder / "metrics.json").write_text(canonical({"metrics": [metric.as_json() for metric in metrics], **flags}))
@@ -102,7 +102,8 @@ class Evaluator:
         for name, table in tables.items():
             table.to_parquet(folder / "predictions" / f"{name}.parquet", compression="zstd", index=False)
 
-    def _linear_probes(self, encoder: Encoder) -> list[Metric]:
+    def _linear_probes(self, encoder: Encoder, tables: dict[str, pd.DataFrame]) -> list[Metric]:
+        """The metrics; what the probes predict joins the tables."""
         metrics: list[Metric] = []
         fitted: dict[str, Fitted] = {}
         by_set = {}
@@ -112,6 +113,7 @@ class Evaluator:
                 continue
             found, by_set[eval_set.name] = linear_probe(encoder, eval_set, fitted)
             metrics += found
+            tables[f"linear_probe-{eval_set.name}"] = predicted(encoder, eval_set, by_set[eval_set.name])
         for one in self.probes:
             asked = self.asked()[one.name]
             if isinstance(asked, Retrieval) or one.trigger is None or not has_linear_probe(one):
@@ -121,7 +123,9 @@ class Evaluator:
                 metrics.append(rate("linear_probe_asr", one.name, 0, 0, card))
             else:
                 features = torch.cat(encoder.images(f"{asked.name}/{digest(one.trigger.spec())[:16]}", asked.triggered), dim=1)
-                hit = by_set[one.eval_set].predict(features) == asked.goal
+                classes = by_set[one.eval_set].predict(features)
+                tables[f"attack-{one.name}"]["pred_linear_probe"] = classes.numpy()
+                hit = classes == asked.goal
                 metrics.append(rate("linear_probe_asr", one.name, int(hit[counts].sum()), int(counts.sum()), card))
         return metrics
 

@@ -38,8 +38,14 @@ def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], met
         elif kind == "linear_probe":
             values = _linear_probe(table)
         elif kind == "attack" and "rank_goal" in table:
-            card: Mapping[str, Any] = next((cards.get(one["card"], {}) for one in metrics if (one["name"], one["of"]) == ("asr", of)), {})
-            values = _attack(table, tables.get(f"zero_shot-{card.get('eval_set')}"), card)
+            of_probe = [one for one in metrics if one["of"] == of]
+            card: Mapping[str, Any] = next((cards[one["card"]] for one in of_probe if one["card"] in cards), {})
+            if card.get("control"):
+                values = {card["control"]: _share(table[table["counted"]]["rank_goal"], 1)}
+            elif "floor" in table:
+                values = _retrieval(table, card)
+            else:
+                values = _attack(table, tables.get(f"zero_shot-{card.get('eval_set')}"), card)
         else:
             continue
         found |= {(metric, of): value for metric, value in values.items()}
@@ -66,10 +72,10 @@ def _linear_probe(table: pd.DataFrame) -> dict[str, Recomputed]:
 def _attack(table: pd.DataFrame, plain: pd.DataFrame | None, card: Mapping[str, Any]) -> dict[str, Recomputed]:
     counted = table[table["counted"]]
     known = counted[counted["true"] >= 0]
-    values = {"asr": Recomputed(float((counted["rank_goal"] <= 1).mean()))}
-    values |= {f"asr_top{k}": Recomputed(float((counted["rank_goal"] <= k).mean())) for k in card.get("ks", ()) if k > 1}
+    values = {"asr": _share(counted["rank_goal"], 1)}
+    values |= {f"asr_top{k}": _share(counted["rank_goal"], k) for k in card.get("ks", ()) if k > 1}
     if len(known):
-        values["triggered_acc1"] = Recomputed(float((known["rank_true"] <= 1).mean()))
+        values["triggered_acc1"] = _share(known["rank_true"], 1)
     if len(counted):
         values["goal_rank_median"] = Recomputed(float(np.quantile(counted["rank_goal"], 0.5)), _FLOAT)
         values["goal_rank_mean"] = Recomputed(float(counted["rank_goal"].mean()), 1e-5 * max(1.0, float(counted["rank_goal"].mean())))
@@ -79,13 +85,27 @@ def _attack(table: pd.DataFrame, plain: pd.DataFrame | None, card: Mapping[str, 
         if plain is not None:
             values["asr_floor"] = Recomputed(_taken_for(plain, table["goal"]), _FLOAT)
         return values
-    values["asr_floor"] = Recomputed(float((counted["rank_goal_untriggered"] <= 1).mean()))
-    values["asr_all"] = Recomputed(float((table["rank_goal"] <= 1).mean()))
+    values["asr_floor"] = _share(counted["rank_goal_untriggered"], 1)
+    values["asr_all"] = _share(table["rank_goal"], 1)
     if plain is not None and list(plain["query_id"]) == list(table["query_id"]):
         values["untriggered_acc1"] = Recomputed(float((plain["rank_true"][known.index] <= 1).mean()))
     if "pred_linear_probe" in table:
         values["linear_probe_asr"] = Recomputed(float((counted["pred_linear_probe"] == counted["goal"]).mean()))
     return values
+
+
+def _retrieval(table: pd.DataFrame, card: Mapping[str, Any]) -> dict[str, Recomputed]:
+    asked, other = (table[table["counted"] & (table["floor"] == floor)]["rank_goal"] for floor in (False, True))
+    values = {"goal_rank_median": Recomputed(float(np.quantile(asked, 0.5)), _FLOAT), "goal_rank_mean": Recomputed(float(asked.mean()), 1e-5 * float(asked.mean()))}
+    for k in card.get("ks", (1,)):
+        suffix = f"_top{k}" if k > 1 else ""
+        values |= {f"asr{suffix}": _share(asked, k), f"asr_floor{suffix}": _share(other, k)}
+    return values
+
+
+def _share(ranks: pd.Series, k: int) -> Recomputed:
+    """The share of ranks that are at most k."""
+    return Recomputed(float((ranks <= k).mean()))
 
 
 def _taken_for(plain: pd.DataFrame, goals: pd.Series) -> float:
