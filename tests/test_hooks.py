@@ -192,3 +192,33 @@ def test_a_defense_says_which_hooks_it_fills_in_and_how_much_clean_data_it_wants
 
     assert Judges.overrides("suspicion") and not Judges.overrides("audit") and not Defense.overrides("certify")
     assert Judges().clean_wanted() == 12 and Clip().clean_wanted() == 0
+
+
+def test_tables_show_what_was_judged_and_what_each_certificate_trusts(planted):
+    from io import StringIO
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from benchmark.report.markdown import to_markdown
+    from benchmark.report.records import load
+    from benchmark.report.terminal import print_outcomes
+
+    folder, record = planted
+    text = to_markdown([run for run in load(folder / "results") if run.record["run_id"] == record["run_id"]])
+    console = Console(file=StringIO(), width=200)
+    print_outcomes([SimpleNamespace(record=record)], console)
+    for shown in (text.replace("\\", ""), console.file.getvalue()):
+        for words in ("Queries judged at test time", "Certified accuracy against the size of the attack", "Models audited", "0.250", "not run: --attack none"):
+            assert words in shown
+    assert "trusts=encoder. Holds; trusts the encoder" in text.replace("\\", "") and "says nothing about poisoned pre-training" in text
+    assert "support images added" in text and "objects (clean)" in text and "backdoor (triggered)" in text
+
+
+def test_tables_of_other_defenses_have_no_such_sections(tmp_path):
+    from benchmark.report.judged import sections
+    from benchmark.report.records import load
+    from benchmark.report.tables import groups
+
+    run(tmp_path, "clip")
+    assert sections(groups(load(tmp_path))[0]) == []

@@ -19,8 +19,8 @@ from benchmark.data.eval_sets import EvalSet
 from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import Queries
 from benchmark.evaluate.certification import TRUST, certificate_card, certificate_table, certified_curve
-from benchmark.evaluate.features import Encoder
-from benchmark.evaluate.measure import Evaluator, has_linear_probe
+from benchmark.evaluate.features import Encoder, on_prompts
+from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.metric import Metric, rate
 from benchmark.evaluate.query_detection import Judged, judged, query_detection, query_table
 from benchmark.evaluate.zero_shot import test_name
@@ -71,18 +71,32 @@ def ask_hooks(defense: Defense, name: str, models: Sequence[Model], evaluator: E
 
 def _build(defense: Defense, name: str, models: list[Model], evaluator: Evaluator, evaluation: Path, clean: NDArray[np.uint8] | None, folder: Path) -> None:
     said, tables = Said(), dict[str, pd.DataFrame]()
-    probes = [probe for probe in evaluator.probes if probe.task == "classify" and (evaluation / "predictions" / f"attack-{probe.name}.parquet").is_file()]
-    seen = {probe.name: pd.read_parquet(evaluation / "predictions" / f"attack-{probe.name}.parquet") for probe in probes}
+    attacks = [_Attacked(probe, asked, pd.read_parquet(evaluation / "predictions" / f"attack-{probe.name}.parquet")) for probe, asked in _classified(evaluator)]
     if defense.overrides("suspicion"):
-        _queries(defense, name, _single(models, name, "suspicion"), evaluator, probes, seen, said, tables)
+        _queries(defense, name, _single(models, name, "suspicion"), evaluator, attacks, said, tables)
     if defense.overrides("certify"):
-        _certificates(defense, name, Encoder(models), evaluator, probes, seen, said, tables)
+        _certificates(defense, name, Encoder(models), evaluator, attacks, said, tables)
     if clean is not None:
         _audit(defense, name, _single(models, name, "audit"), evaluator, clean, said)
     (folder / "metrics.json").write_text(canonical({"metrics": [metric.as_json() for metric in said.metrics], "cards": said.cards, "warnings": said.warnings}))
     (folder / "predictions").mkdir()
     for table, frame in tables.items():
         frame.to_parquet(folder / "predictions" / f"{table}.parquet", compression="zstd", index=False)
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """A probe that classifies images, its queries, and what the finished evaluation says each of them is read as."""
+
+    probe: Probe
+    asked: Queries
+    read_as: pd.DataFrame
+
+
+def _classified(evaluator: Evaluator) -> list[tuple[Probe, Queries]]:
+    """Probes of images that are classified, without those that are controls of others."""
+    found = [(probe, evaluator.asked()[probe.name]) for probe in evaluator.probes if probe.control is None]
+    return [(probe, asked) for probe, asked in found if isinstance(asked, Queries)]
 
 
 def _single(models: list[Model], name: str, hook: str) -> Model:
@@ -97,10 +111,8 @@ def _carded(said: Said, card: dict[str, Any]) -> str:
     return key
 
 
-def _queries(
-    defense: Defense, name: str, model: Model, evaluator: Evaluator, probes: Sequence[Probe], seen: dict[str, pd.DataFrame], said: Said, tables: dict[str, pd.DataFrame]
-) -> None:
-    """Clean test images of the main set, then each probe of images: attacked queries against the same queries without the trigger, or test images for targets."""
+def _queries(defense: Defense, name: str, model: Model, evaluator: Evaluator, attacks: Sequence[_Attacked], said: Said, tables: dict[str, pd.DataFrame]) -> None:
+    """Clean test images of the main set, then each probe: attacked queries against the same queries without the trigger, or test images for targets."""
     counted: list[int] = []
 
     def ask(images: NDArray[np.uint8], eval_set: EvalSet) -> Judged:
@@ -114,11 +126,9 @@ def _queries(
     card = _carded(said, {**main.card, "detector": name, "queries": "clean test images"})
     said.metrics.append(rate("query_clean_rejected", main.name, alarms, len(main.test.ids), card))
     tables[f"queries-{main.name}"] = query_table(main.test.ids, untouched[main.name], triggered=False)
-    for probe in probes:
-        eval_set, asked = evaluator.suite.get(probe.eval_set), evaluator.asked()[probe.name]
-        if not isinstance(asked, Queries) or probe.control is not None:
-            continue
-        of_probe = seen[probe.name]
+    for one in attacks:
+        probe, asked, of_probe = one.probe, one.asked, one.read_as
+        eval_set = evaluator.suite.get(probe.eval_set)
         counts, reached = of_probe["counted"].to_numpy(bool), of_probe["rank_goal"].to_numpy() <= 1
         attacked = ask(asked.triggered, eval_set)
         targets = probe.trigger is None
@@ -138,9 +148,7 @@ def _queries(
         said.warnings.append(f"{name}: {sum(counted)} suspicion scores were not finite and count as the most suspicious ones")
 
 
-def _certificates(
-    defense: Defense, name: str, encoder: Encoder, evaluator: Evaluator, probes: Sequence[Probe], seen: dict[str, pd.DataFrame], said: Said, tables: dict[str, pd.DataFrame]
-) -> None:
+def _certificates(defense: Defense, name: str, encoder: Encoder, evaluator: Evaluator, attacks: Sequence[_Attacked], said: Said, tables: dict[str, pd.DataFrame]) -> None:
     """Certificates for the main set's test images, and for the attacked queries of each probe with a trigger on that set."""
     main = evaluator.suite.main
     labels = torch.from_numpy(np.asarray(main.train.labels))
@@ -158,11 +166,9 @@ def _certificates(
         tables[f"certified-{of}"] = certificate_table(found, ids, true)
 
     ask(main.name, test_name(main), main.test.images, main.test.ids, main.test.labels, {**main.card, "defense": name})
-    for probe in probes:
-        if probe.trigger is None or isinstance(probe.queries, Images) or probe.eval_set != main.name:
-            continue
-        asked, of_probe = evaluator.asked()[probe.name], seen[probe.name]
-        if not isinstance(asked, Queries) or not has_linear_probe(probe):
+    for attack in attacks:
+        probe, asked, of_probe = attack.probe, attack.asked, attack.read_as
+        if probe.trigger is None or on_prompts(probe.trigger) or isinstance(probe.queries, Images) or probe.eval_set != main.name:
             continue
         about = {**main.card, "defense": name, "trigger": probe.trigger.spec(), "exclusion": "true class is the goal", "sources": probe.sources}
         goal, counts = of_probe["goal"].to_numpy(np.int64), of_probe["counted"].to_numpy(bool)

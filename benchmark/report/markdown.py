@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
+from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
 
@@ -24,7 +25,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
         "",
         f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
     ]
-    lines += _detection(found) + _against_augmentation(runs, found)
+    lines += _detection(found) + _judged(found) + _against_augmentation(runs, found)
     lines += [f"- {escape(note)}" for note in notes]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
@@ -99,6 +100,16 @@ def _detection(found: Sequence[Group]) -> list[str]:
         lines.append(
             _line([*names, *numbers, counts["n_dropped"], percent(row["recall_dropped"]), counts["n_poison_kept"], percent(row["clean_lost"]), counts["clean_pairs_used"]])
         )
+    return lines
+
+
+def _judged(found: Sequence[Group]) -> list[str]:
+    """What defenses said of queries, predictions and models."""
+    lines = []
+    for section in sections(found):
+        rows = [_line([escape(cell) for cell in row]) for row in section.rows]
+        notes = ["", *(f"- {escape(note)}" for note in section.notes)] if section.notes else []
+        lines += ["", section.title, "", _line(section.header), "|" + "---|" * len(section.header), *rows, *notes]
     return lines
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from benchmark.evaluate.statistics import Interval, over_runs, wilson
 from benchmark.grid import Expected
+from benchmark.report.judged import sections
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
 from benchmark.report.tables import groups, interval_of, mean_of, per_run
@@ -35,6 +36,14 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
     for group in groups(runs)[0]:
         table.add_row(*(Text(cell) for cell in _row(group)))
     console.print(table)
+    for section in sections(groups(runs)[0]):
+        below = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if roomy else 0)
+        for name in section.header:
+            below.add_column(name, overflow="fold")
+        for row in section.rows:
+            below.add_row(*map(Text, row))
+        console.print(Text(f"\n{section.title}"))
+        console.print(below)
     for warning in dict.fromkeys(line for run in runs for line in run.record["warnings"]):
         console.print(Text(f"note: {warning}"))
 
