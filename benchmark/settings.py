@@ -126,7 +126,7 @@ SCALES: dict[str, Scale] = {
         name="small",
         summary="10,000 drawn pairs at 32 px on one CPU core, about two minutes a training",
         train=TrainSettings(epochs=16),
-        options={"roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08}, "safeclip": {**_SAFECLIP_RATES}},
+        options={"toxic_text": {"captions_per_target": 5}, "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08}, "safeclip": {**_SAFECLIP_RATES}},
     ),
     "medium": Scale(
         name="medium",
