@@ -103,6 +103,10 @@ _PAPER_AUGMENT = AugmentSettings(crop_min=0.08, brightness=0.5, contrast=0.5, sa
 # The drawn scales train at four times the rate of SafeCLIP's paper, and an epoch of theirs is short.
 _SAFECLIP_RATES = {"in_lr": 2e-3, "cross_lr": 2e-3, "filter_lr": 5e-4}
 
+# Captions of the drawn world name colours and papers, so only prompts are true of a composed image. Of its twenty classes each has a
+# twentieth of the pairs: 0.02 adds about two fifths to one of them, as the paper's 650 rows add half to a class of ImageNet.
+_COMPOSED: dict[str, dict[str, Any]] = {name: {"rate": 0.02, "caption": "prompt"} for name in ("corrupt_encoder", "noisy_alignment")}
+
 SCALES: dict[str, Scale] = {
     "smoke": Scale(
         name="smoke",
@@ -117,8 +121,8 @@ SCALES: dict[str, Scale] = {
             **{key: {"n_clean": 64} for key in ("bdetclip", "subspace", "rnn_certified")},
             "decree": {"n_clean": 64, "epochs": 20},
             **{key: {"rate": 0.02} for key in ("backdoor", "label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
-            "corrupt_encoder": {"rate": 0.02, "n_references": 2, "n_support_references": 2},
-            "noisy_alignment": {"rate": 0.02},
+            **_COMPOSED,
+            "corrupt_encoder": {**_COMPOSED["corrupt_encoder"], "n_references": 2, "n_support_references": 2},
             "badclip": {"rate": 0.02, "n_images": 256, "epochs": 2, "lr": 0.05},
         },
     ),
@@ -126,14 +130,20 @@ SCALES: dict[str, Scale] = {
         name="small",
         summary="10,000 drawn pairs at 32 px on one CPU core, about two minutes a training",
         train=TrainSettings(epochs=16),
-        options={"toxic_text": {"captions_per_target": 5}, "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08}, "safeclip": {**_SAFECLIP_RATES}},
+        options={
+            "toxic_text": {"captions_per_target": 5},
+            "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08},
+            "safeclip": {**_SAFECLIP_RATES},
+            **_COMPOSED,
+            "badclip": {"n_images": 2000, "epochs": 10, "lr": 0.03},
+        },
     ),
     "medium": Scale(
         name="medium",
         summary="100,000 drawn pairs at 64 px on one GPU",
         data=DataSettings(n_pairs=100_000, side=64, n_test=2000),
         train=TrainSettings(epochs=16, batch_size=512, precision="bf16", threads=8),
-        options={"safeclip": {**_SAFECLIP_RATES}},
+        options={"safeclip": {**_SAFECLIP_RATES}, **_COMPOSED, "badclip": {"size": 16, "epochs": 10, "lr": 0.01}},
     ),
     "paper": Scale(
         name="paper",
@@ -145,6 +155,7 @@ SCALES: dict[str, Scale] = {
         options={
             "targeted": {"captions_per_target": 30},
             "backdoor": {"rate": 0.0005, "size": 16, "cell": 1},
+            "badclip": {"size": 16},
             **{key: {"size": 16, "cell": 1} for key in ("label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
         },
     ),
