@@ -6,6 +6,7 @@ pairs -> attack.poison -> poisoned manifest + sealed record -> pack -> defense.d
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import platform
@@ -453,6 +454,8 @@ def plugin_code(kind: str, plugin: Plugin, call: Any) -> Any:
     except (BenchError, PluginError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # of the disk, and no fault of the plugin
         frames = traceback.extract_tb(sys.exc_info()[2])
         first = next((index for index, frame in enumerate(frames) if frame.filename == str(plugin.file)), 0)
         lines = "".join(traceback.format_list(frames[first:])) + f"{type(error).__name__}: {error}"

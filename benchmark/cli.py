@@ -32,6 +32,7 @@ from benchmark.cli_options import (
     check_device,
 )
 from benchmark.cli_report import drawn
+from benchmark.cli_status import status_command
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError, PluginError
 
@@ -145,6 +146,7 @@ def matrix_command(
     _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}", asked.expected)
 
 
+app.command("status")(status_command)
 app.command("eval")(eval_command)
 app.command("poison")(poison_command)
 app.command("verify")(verify_command)
@@ -330,10 +332,10 @@ def _run_and_print(cells: list[Any], dry_run: bool, next_command: str, expected:
     from benchmark.matrix import run_all
     from benchmark.progress import Progress
     from benchmark.report.terminal import print_expected, print_outcomes
-    from benchmark.show import preview
+    from benchmark.status import preview
 
     progress = Progress()
-    lines, hours = preview(cells, progress if dry_run else None)
+    lines, hours = preview(cells, look=dry_run)
     if dry_run:
         typer.echo("\n".join(lines))
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
@@ -21,6 +22,7 @@ from benchmark.errors import BenchError, PluginError, nearest, unknown
 from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
 from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PackSettings, PluginSettings, RunSettings, Scale, TrainSettings
+from benchmark.stages import Stages
 
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "train": TrainSettings, "augment": AugmentSettings, "model": ModelSettings, "evaluation": EvaluationSettings}
 # Sections that change how a run is carried out and nothing of its result.
@@ -157,31 +159,42 @@ def scale_of(request: Request) -> Scale:
     return scale.model_copy(update=changed)
 
 
-def open_cell(asked: Asked, progress: Progress) -> Any:
-    """The cell with its data opened and every option filled in."""
+@dataclass(frozen=True)
+class Resolved:
+    """A cell with every option filled in."""
+
+    settings: RunSettings
+    attack_plugin: Plugin
+    attack: Any
+    defense_plugin: Plugin
+    defense: Any
+
+
+def resolve(asked: Asked, dataset: str | None = None, data_hash: str = "", suite_hash: str = "", find: Callable[[Any, str], Plugin] = find) -> Resolved:
+    """Settings and plugins of a cell; the data need not be opened, and then their hashes are empty.
+
+    Args:
+        find: looks plugins up.
+    """
     import torch
 
-    from benchmark.cell import Cell
-    from benchmark.data.eval_sets import open_suite
-    from benchmark.data.source import open_source
+    from benchmark.data.reader import name_of
+    from benchmark.data.source import WORLD
     from benchmark.train import distributed
 
     request, scale = asked.request, scale_of(asked.request)
     attack_plugin, defense_plugin = find("attack", asked.attack), find("defense", _bare(asked.defense))
     attack = configure(attack_plugin, scale.options.get(attack_plugin.name, {}), asked.attack_options)
     defense = configure(defense_plugin, scale.options.get(defense_plugin.name, {}), asked.defense_options)
-    stages = distributed.SharedStages(request.cache_folder, progress.say)
-    source = open_source(scale.data, request.data, request.image_root, stages, progress, request.reading, _means(request).codec)
-    suite = open_suite(scale.data, request.eval, stages, progress, request.eval_root, request.templates)
     settings = RunSettings(
         attack=plugin_settings(attack_plugin, attack),
         defense=plugin_settings(defense_plugin, defense),
         augmented=asked.augmented,
         scale=request.scale,
         seed=asked.seed,
-        dataset=source.name,
-        data_hash=source.content,
-        suite_hash=suite.content,
+        dataset=dataset or (name_of(request.data) if request.data is not None else WORLD),
+        data_hash=data_hash,
+        suite_hash=suite_hash,
         data=scale.data,
         train=scale.train,
         augment=scale.augment,
@@ -191,14 +204,47 @@ def open_cell(asked: Asked, progress: Progress) -> Any:
         sham=request.sham,
         processes=distributed.size(),
     )
-    labels = {
-        "attack": label_of(attack_plugin, attack, scale, ""),
-        "defense": label_of(defense_plugin, defense, scale, "+aug" if asked.augmented else ""),
-        "scale": scale_label(request),
-        "dataset": source.name,
+    return Resolved(settings, attack_plugin, attack, defense_plugin, defense)
+
+
+def open_cell(asked: Asked, progress: Progress, stages: Stages | None = None) -> Any:
+    """The cell with its data opened and every option filled in; `stages` replaces the request's cache."""
+    from benchmark.cell import Cell
+    from benchmark.data.eval_sets import open_suite
+    from benchmark.data.source import open_source
+    from benchmark.train import distributed
+
+    request, scale = asked.request, scale_of(asked.request)
+    stages = stages or distributed.SharedStages(request.cache_folder, progress.say)
+    source = open_source(scale.data, request.data, request.image_root, stages, progress, request.reading, _means(request).codec)
+    suite = open_suite(scale.data, request.eval, stages, progress, request.eval_root, request.templates)
+    one = resolve(asked, source.name, source.content, suite.content)
+    return Cell(
+        one.settings,
+        one.attack_plugin,
+        one.attack,
+        one.defense_plugin,
+        one.defense,
+        source,
+        suite,
+        request.results,
+        stages,
+        progress,
+        labels_of(asked, one),
+        request.keep_snapshots,
+    )
+
+
+def labels_of(asked: Asked, one: Resolved) -> dict[str, str]:
+    """What tables call a cell."""
+    scale = scale_of(asked.request)
+    return {
+        "attack": label_of(one.attack_plugin, one.attack, scale, ""),
+        "defense": label_of(one.defense_plugin, one.defense, scale, "+aug" if asked.augmented else ""),
+        "scale": scale_label(asked.request),
+        "dataset": one.settings.dataset,
         "model": scale.model.name,
     }
-    return Cell(settings, attack_plugin, attack, defense_plugin, defense, source, suite, request.results, stages, progress, labels, request.keep_snapshots)
 
 
 def _means(request: Request) -> PackSettings:
@@ -217,13 +263,28 @@ def run_all(cells: Sequence[Asked], progress: Progress) -> list[Outcome]:
         if len(cells) == 1:
             return [Outcome(cells[0], None, str(error), True)]
     if jobs == 1 or several_processes():
-        return [_run_one(asked, progress) for asked in cells]
+        return [run_one(asked, progress) for asked in cells]
     return _run_pool(cells, jobs, progress)
 
 
 def several_processes() -> bool:
     """Whether torchrun started this process beside others, which train together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def run_one(asked: Asked, progress: Progress) -> Outcome:
+    """The outcome of one cell, run in this process; a failure leaves its reason on disk."""
+    from benchmark.status import note_failure, noted
+
+    with noted(asked):
+        try:
+            outcome = _run_one(asked, progress)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            outcome = Outcome(asked, None, f"no room left on the disk of {asked.request.cache_folder}; free some, and the same command continues from here")
+    note_failure(asked, outcome.error)
+    return outcome
 
 
 def _run_one(asked: Asked, progress: Progress) -> Outcome:
@@ -260,6 +321,8 @@ def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Out
 
 
 def _work(cells: Sequence[Asked], jobs: int, context: Any, progress: Progress) -> list[Outcome]:
+    from benchmark.status import note_failure
+
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress.queue,))
     outcomes: dict[int, Outcome] = {}
     futures: dict[Future[Outcome], int] = {}
@@ -272,6 +335,8 @@ def _work(cells: Sequence[Asked], jobs: int, context: Any, progress: Progress) -
                 index = futures[future]
                 error = future.exception()
                 outcomes[index] = future.result() if error is None else Outcome(cells[index], None, f"the worker process ended: {error}")
+                if error is not None:
+                    note_failure(cells[index], outcomes[index].error)
                 state = "failed" if outcomes[index].record is None else "done"
                 progress.say(f"{len(outcomes)}/{len(cells)} {cells[index].name}: {state}")
     except BaseException:
@@ -309,7 +374,7 @@ def _end_with_parent() -> None:
 def _run_in_worker(asked: Asked, quiet: bool) -> Outcome:
     from rich.console import Console
 
-    return _run_one(asked, Progress(Console(stderr=True, highlight=False, force_terminal=False), quiet=quiet, queue=_queue))
+    return run_one(asked, Progress(Console(stderr=True, highlight=False, force_terminal=False), quiet=quiet, queue=_queue))
 
 
 def _expand(kind: Any, given: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchError, nearest, unknown
-from benchmark.progress import Progress
 from benchmark.registry import configure, find, names
 from benchmark.settings import SCALES
 
@@ -129,48 +128,6 @@ def gallery(name: str | None, sets: Sequence[str], path: Path) -> Path:
     wanted = [options] if options.keys() & {"trigger", "preset"} else [{**options, "trigger": one} for one in plugin.load().short_names()]
     attacks = [configure(plugin, {}, one) for one in wanted]
     return write_gallery([shown(attack.trigger, attack.make_trigger(attack.trigger, side), side) for attack in attacks], path)
-
-
-def preview(cells: Sequence[Any], progress: Progress | None) -> tuple[list[str], float]:
-    """A line for each cell, and a rough number of hours that the missing ones take here.
-
-    Args:
-        progress: opens the data to say which cells are done; None skips that and assumes none is.
-    """
-    from benchmark.matrix import scale_of
-
-    lines, todo, hours = [], 0, 0.0
-    for asked in cells:
-        scale = scale_of(asked.request)
-        seconds = _SECONDS_PER_PAIR.get(scale.model.name, 0.2) * scale.data.n_pairs * scale.train.epochs * (scale.data.side / 32 if scale.model.name == "bench-small" else 1) ** 2
-        state, name = "to do", asked.name
-        if progress is not None:
-            from benchmark.cell import finished
-            from benchmark.matrix import open_cell
-
-            cell = open_cell(asked, progress)
-            name = f"{cell.label['attack']} {cell.label['defense']} {cell.label['scale']} seed {asked.seed}"
-            kept = asked.request.keep / "runs" / cell.settings.run_id if asked.request.keep else cell.folder
-            state = f"done {cell.settings.run_id}" if finished(kept) or finished(cell.folder) else f"to do {cell.settings.run_id}"
-        if state.startswith("to do"):
-            todo += 1
-            hours += seconds / 3600
-        lines.append(f"{name}: {state}")
-    jobs = min((cells[0].request.jobs or os.cpu_count() or 1) if cells else 1, max(1, todo))
-    hours /= jobs
-    if cells:
-        scale = scale_of(cells[0].request)
-        size = scale.data.n_pairs * scale.data.side**2 * 3 / 1e6
-        folder = cells[0].request.results
-        free = shutil.disk_usage(folder if folder.is_dir() else Path()).free / 1e9
-        lines.append(
-            f"{len(cells)} cells, {todo} to do, about {hours * 60:.0f} minutes with {jobs} side by side; about {size:.0f} MB of cache for each poisoned data set, {free:.0f} GB free"
-        )
-    return lines, hours
-
-
-# Rough, from one core of the machine described in results/performance.md; only for announcing long work.
-_SECONDS_PER_PAIR = {"bench-small": 1 / 1500, "RN50": 1 / 4, "RN50-quickgelu": 1 / 4}
 
 
 def diagnose(results: Path) -> tuple[list[str], bool]:
