@@ -145,7 +145,7 @@ def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: li
         "defense", cell.defense_plugin, lambda: ask_hooks(cell.defense, name, models, evaluator, evaluation, lambda n: np.array(lab.clean_pairs(n).pairs.images), run)
     )
     try:
-        curve = _curve(cell, lab, evaluator, _Pairs(cell, record, poisoned, packed))
+        curve = _curve(cell, lab, evaluator, _Pairs(cell, record, poisoned, packed)) if len(models) == 1 else _no_curve(cell, lab)
     except _SnapshotsGone as gone:
         # Another evaluation took them away and this one needs them: train again, from the same seed to the same weights.
         cell.progress.say("the snapshots of this training were removed after another evaluation; training it again")
@@ -191,6 +191,8 @@ def _lab(cell: Cell, poisoned: Poisoned, packed: Pack, device: torch.device) -> 
 
 def _grant(cell: Cell, n: int) -> Granted:
     clean = cell.source.clean
+    if not len(clean):
+        raise BenchError(f"the defense asks for {n} clean pairs and none are set apart in {cell.source.name}; a defense that needs them cannot run on these data")
     if n > len(clean):
         raise BenchError(f"the defense asks for {n} clean pairs and {len(clean)} are set apart; lower what it asks for")
     rows = np.sort(generator("grant", cell.settings.seed).permutation(len(clean))[:n])
@@ -228,6 +230,14 @@ def _curve(cell: Cell, lab: Lab, evaluator: Evaluator, pairs: _Pairs) -> list[di
         if not cell.keep_snapshots:
             drop_snapshots(folder)
     return points
+
+
+def _no_curve(cell: Cell, lab: Lab) -> list[dict[str, Any]]:
+    """Models that vote have no one curve, and nobody else wants their snapshots."""
+    if not cell.keep_snapshots:
+        for folder in dict.fromkeys(lab.trainings):
+            drop_snapshots(folder)
+    return []
 
 
 _CURVE = ("zero_shot_acc1", "asr", "asr_floor", "triggered_acc1")

@@ -100,8 +100,8 @@ class Scale(_Settings):
 
 _PAPER_AUGMENT = AugmentSettings(crop_min=0.08, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.1, grayscale=0.2, blur=1.0)
 
-# The drawn scales train at four times the rate of SafeCLIP's paper, and an epoch of theirs is short.
-_SAFECLIP_RATES = {"in_lr": 2e-3, "cross_lr": 2e-3, "filter_lr": 5e-4}
+# An epoch of the drawn scales is short and their rates are high (docs/decisions/008).
+_SAFECLIP = {"unimodal_epochs": 1, "cross_warmup_epochs": 3, "filter_lr": 1e-3, "in_lr": 5e-4, "cross_lr": 2e-3, "first_share": 0.5, "safe_growth": 0.02}
 
 # Captions of the drawn world name colours and papers, so only prompts are true of a composed image. Of its twenty classes each has a
 # twentieth of the pairs: 0.02 adds about two fifths to one of them, as the paper's 650 rows add half to a class of ImageNet.
@@ -117,9 +117,12 @@ SCALES: dict[str, Scale] = {
             "targeted": {"n_targets": 4, "captions_per_target": 4},
             "toxic_text": {"n_targets": 4, "captions_per_target": 4, "n_images": 3, "count": 40},
             "roclip": {"pool_fraction": 0.08},
-            "safeclip": {"unimodal_epochs": 1, "cross_warmup_epochs": 0, "first_share": 0.5, **_SAFECLIP_RATES},
+            "safeclip": {**_SAFECLIP, "cross_warmup_epochs": 0},
             **{key: {"n_clean": 64} for key in ("bdetclip", "subspace", "rnn_certified")},
             "decree": {"n_clean": 64, "epochs": 20},
+            **{key: {"n_clean": 128, "epochs": 3, "min_steps": 1} for key in ("cleanclip", "finetune", "par")},
+            "abl": {"epochs": 1},
+            "dpa": {"parts": 3},
             **{key: {"rate": 0.02} for key in ("backdoor", "label_consistent", "dual_key", "all_to_all", "multi_backdoor")},
             **_COMPOSED,
             "corrupt_encoder": {**_COMPOSED["corrupt_encoder"], "n_references": 2, "n_support_references": 2},
@@ -133,7 +136,7 @@ SCALES: dict[str, Scale] = {
         options={
             "toxic_text": {"captions_per_target": 5},
             "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08},
-            "safeclip": {**_SAFECLIP_RATES},
+            "safeclip": _SAFECLIP,
             **_COMPOSED,
             "badclip": {"n_images": 2000, "epochs": 10, "lr": 0.03},
         },
@@ -143,7 +146,7 @@ SCALES: dict[str, Scale] = {
         summary="100,000 drawn pairs at 64 px on one GPU",
         data=DataSettings(n_pairs=100_000, side=64, n_test=2000),
         train=TrainSettings(epochs=16, batch_size=512, precision="bf16", threads=8),
-        options={"safeclip": {**_SAFECLIP_RATES}, **_COMPOSED, "badclip": {"size": 16, "epochs": 10, "lr": 0.01}},
+        options={"safeclip": _SAFECLIP, **_COMPOSED, "badclip": {"size": 16, "epochs": 10, "lr": 0.01}},
     ),
     "paper": Scale(
         name="paper",

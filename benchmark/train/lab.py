@@ -159,6 +159,7 @@ class Lab:
         warmup_frac: float | None = None,
         schedule: Literal["fixed", "official"] | None = None,
         trainable: Literal["all", "image", "text"] = "all",
+        augmented: bool | None = None,
     ) -> Trained:
         """Trains with a defense's hooks; the same request is answered from the cache, in this run or another.
 
@@ -168,7 +169,11 @@ class Lab:
             data: granted clean pairs to train on instead of the poisoned ones.
             epochs: sweeps; `steps` gives them as a number of steps, rounded up to whole sweeps.
             trainable: which tower's weights move; the temperature moves with `all`.
+            augmented: whether pairs are augmented; None is as the run says, False is the training of a run without `+aug`.
         """
+        augments = self._augmented and augmented is not False
+        if augmented and not self._augmented:
+            raise BenchError("lab.train(augmented=True) wants a run with +aug, which says what augmentation is")
         view, plain, content = self._rows(rows, data)
         given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "warmup_frac": warmup_frac, "schedule": schedule}
         if steps is not None:
@@ -188,9 +193,9 @@ class Lab:
             "code": plugin.source,
             "options": defense.model_dump(mode="json"),
             "train": settings.model_dump(),
-            "augment": self._augment.model_dump() if self._augmented or _augments_itself(defense) else None,
-            "augmented": self._augmented,
-            "synonyms": self._synonyms[0] if self._augmented else None,
+            "augment": self._augment.model_dump() if augments or _augments_itself(defense) else None,
+            "augmented": augments,
+            "synonyms": self._synonyms[0] if augments else None,
             "model": self._model_settings.model_dump(),
             "side": self._side,
             "start": start.identity() if start else None,
@@ -198,7 +203,7 @@ class Lab:
             "seed": self._seed,
             "device": self._device.type,
         } | distributed.facts()
-        budget = Budget(settings, self._augment, self._augmented, self._seed)
+        budget = Budget(settings, self._augment, augments, self._seed)
         folder = self._stages.make("train", facts, partial(self._train, defense, view, plain, start, trainable, budget), resume=True)
         self.trainings.append(folder)
         if data is None and rows is not None:
@@ -206,6 +211,12 @@ class Lab:
         model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
         state = torch.load(folder / "defense.pt", map_location="cpu", weights_only=True)
         return Trained(model, state, json.loads((folder / "log.json").read_text()), folder)
+
+    def untrained(self) -> Model:
+        """The run's model before any training."""
+        model = build(self._model_settings, self._side, self._seed, self._device, self.train_settings.precision)
+        model.net.eval()
+        return model
 
     def features(self, model: Model, raw: bool = False) -> tuple[Tensor, Tensor]:
         """Image and text features (n, d) of all rows, without augmentation; not unit-length if `raw`."""
@@ -263,7 +274,7 @@ class Lab:
             for name, parameter in model.net.named_parameters():
                 parameter.requires_grad_(name.startswith("visual.") == (trainable == "image") and name != "logit_scale")
         worker = type(defense)(**defense.model_dump())
-        eda = Eda(self._synonyms[1], self._augment.eda_ri) if self._augmented and self._augment.text == "eda" else None
+        eda = Eda(self._synonyms[1], self._augment.eda_ri) if budget.augmented and self._augment.text == "eda" else None
         texts = TextViews(view.captions, worker, eda, self._tokenizer, settings.eot, self._seed, self._augment.text_aug == "static")
         log = train(model, worker, TrainingData(view.images, plain, texts), budget, folder, self.progress)
         if not distributed.leads():
