@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
+from torch import Tensor
 
-from benchmark.contract import Defense
+from benchmark.contract import Certificates, Defense, View
 from benchmark.train.lab import Lab, PairsView
 from benchmark.train.model import Model
+from defenses._certificates import partition_certificates
 from defenses.clip import Clip
 
 
@@ -24,6 +28,7 @@ class DPA(Defense):
 
     kind = "certificate"
     paper = "Levine and Feizi 2021, arXiv 2006.14768"
+    trusts = "nothing"
     tiny: ClassVar = {"parts": 2}
 
     parts: int = Field(5, ge=1, description="How many parts; an odd number leaves fewer ties.")
@@ -34,6 +39,9 @@ class DPA(Defense):
         parts = partition(names, [content_hash(lab.pairs, row, "row") for row in range(len(names))] if self.by == "image" else names, self.parts)
         lab.log(f"{self.parts} parts of {min(map(len, parts))} to {max(map(len, parts))} pairs")
         return [self._train(lab, part) for part in parts]
+
+    def certify(self, views: Sequence[View], labels: Tensor, n_classes: int) -> list[Certificates]:
+        return partition_certificates(np.stack([view.predicted.numpy() for view in views]), n_classes, "images" if self.by == "image" else "rows")
 
     def _train(self, lab: Lab, rows: list[int]) -> Model:
         """A function of the part's pairs alone; fewer than two of them train nothing."""
