@@ -7,15 +7,22 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli_options import AllowOutside, CaptionColumn, Data, DialectOf, ImageColumn, ImageRoot, MaxBroken, Quoting, SkipBroken, check_device
+from benchmark.cli_options import AllowOutside, CaptionColumn, Data, DialectOf, EvalRoot, ImageColumn, ImageRoot, MaxBroken, Quoting, SkipBroken, check_device
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
 
 
 def audit_command(
     data: Data = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of a model to look at the pairs with, as bench eval takes them.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights, as bench eval takes them. With --data: of a model to look at the pairs with. Without: of the model to audit.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Architecture of the checkpoint: a name of open_clip, bench-small, or a JSON file.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="With --checkpoint alone: a model of the same architecture that is known to be clean.")] = None,
+    audit: Annotated[str, typer.Option(help="With --checkpoint alone: the audit, a defense of that kind by name or file.")] = "decree",
+    sets: Annotated[list[str] | None, typer.Option("--set", help="An option of the audit, as defense.epochs=200. Repeatable.")] = None,
+    evaluation: Annotated[str | None, typer.Option("--eval", help="With --checkpoint alone: the evaluation set whose images the model is shown. Default: drawn images.")] = None,
+    eval_root: EvalRoot = None,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the picture sheet.")] = Path("audit"),
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many suspects.")] = 50,
     image_root: ImageRoot = None,
@@ -28,13 +35,38 @@ def audit_command(
     max_broken: MaxBroken = 0.001,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda if there is one.")] = None,
 ) -> None:
-    """Rank what looks planted: rows of pairs that share an image, a caption or words; with a checkpoint, outliers and unlike pairs too."""
+    """Rank what looks planted: rows of pairs that share an image, a caption or words; with --checkpoint alone, audit that model."""
     check_device(device)
+    given = {"--reference": reference is not None, "--set": bool(sets), "--eval": evaluation is not None, "--eval-root": eval_root is not None, "--audit": audit != "decree"}
     if data is None:
-        raise BenchError("bench audit needs --data: the pairs to look at")
+        if checkpoint is None:
+            raise BenchError("bench audit needs --data, the pairs to look at, or --checkpoint, the model to look at")
+        return _audit_model(checkpoint, model, reference, audit, tuple(sets or ()), evaluation, eval_root, out, device)
+    if any(given.values()):
+        raise BenchError(f"{next(name for name, is_given in given.items() if is_given)} is for a model alone; leave out --data, or it")
     if checkpoint is None and model is not None:
         raise BenchError("--model says what a checkpoint is; give one with --checkpoint, or leave --model out")
     _audit_data(data, checkpoint, model, out, top, image_root, Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken), device)
+
+
+def _audit_model(
+    checkpoint: Path,
+    architecture: str | None,
+    reference: Path | None,
+    audit: str,
+    sets: tuple[str, ...],
+    evaluation: str | None,
+    eval_root: Path | None,
+    out: Path,
+    device: str | None,
+) -> None:
+    from benchmark.audit.model import ModelAudit, audit_model, lines, write
+    from benchmark.progress import Progress
+
+    found = audit_model(ModelAudit(checkpoint, architecture, reference, audit, sets, evaluation, eval_root, out, device), Progress())
+    for line in lines(found):
+        typer.echo(line)
+    typer.echo(f"wrote {write(found, out)}", err=True)
 
 
 def _audit_data(data: Path, checkpoint: Path | None, architecture: str | None, out: Path, top: int, image_root: Path | None, reading: Reading, device: str | None) -> None:

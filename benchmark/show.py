@@ -46,7 +46,7 @@ def listing(what: str) -> str:
         width = max(12, *(len(name) + 2 for name in names(singular)))
         for name in names(singular):
             cls = find(singular, name).load()
-            facts = f"budget in {cls.budget_unit}, access: {cls.access}" if singular == "attack" else f"{cls.kind}" + ("" if cls.told == "nothing" else f", told the {cls.told}")
+            facts = f"budget in {cls.budget_unit}, access: {cls.access}" if singular == "attack" else _needs(cls)
             lines.append(f"  {name:<{width}}{_summary(cls)} [{facts}]{f' {cls.paper}' if getattr(cls, 'paper', '') else ''}")
     return "\n".join(lines)
 
@@ -173,6 +173,13 @@ def diagnose(results: Path) -> tuple[list[str], bool]:
         healthy = False
     lines.append("ready" if healthy else "not ready")
     return lines, healthy
+
+
+def _needs(cls: type[Any]) -> str:
+    """A defense's kind, the clean data that it asks for by default, and what it trusts beside the training code."""
+    n_clean = cls().clean_wanted()
+    trusts = [*([cls.trusts] if cls.trusts else []), *(["clean pairs"] if n_clean else []), *([f"the {cls.told} it is told"] if cls.told != "nothing" else [])]
+    return f"{cls.kind}; clean pairs: {n_clean}{', and labelled images' if cls.needs_support else ''}; trusts: {', '.join(trusts) or 'nothing'}"
 
 
 def _summary(cls: type[Any]) -> str:

@@ -149,7 +149,7 @@ def test_captions_that_a_spreadsheet_or_terminal_would_run_are_only_shown(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["audit"], "needs --data"),
+        (["audit"], "needs --data, the pairs"),
         (["audit", "--data", "x.tsv", "--model", "RN50"], "give one with --checkpoint"),
         (["audit", "--data", "nothing.tsv"], "no manifest at nothing.tsv"),
     ],
