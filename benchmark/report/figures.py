@@ -188,7 +188,7 @@ def _heat(axis: Axes, panel: Panel, name: str, title: str) -> None:
     axis.imshow(values, cmap=LinearSegmentedColormap.from_list(name, _RAMPS[name]), vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(cells):
         for x, members in enumerate(row):
-            axis.text(x, y, _heat_text(members, values[y][x], name), ha="center", va="center", fontsize=5.5, color="white" if values[y][x] > 0.55 else "#1a1d21", linespacing=1.1)
+            axis.text(x, y, _heat_text(members, values[y][x], name), ha="center", va="center", fontsize=5.5, color="white" if values[y][x] > 0.75 else "black", linespacing=1.1)
     axis.set_xticks(range(len(panel.defenses)), panel.defenses, rotation=30, ha="right")
     axis.set_yticks(range(len(panel.attacks)), panel.attacks)
     axis.set_title(title)

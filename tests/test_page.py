@@ -1,0 +1,188 @@
+"""The HTML report: what stands in it, that nothing in it runs or loads, and that it stays small."""
+
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import pytest
+from report_runs import HOSTILE, REFERENCE, committed, hostile, matrix, put
+
+from benchmark.cli_report import drawn
+from benchmark.errors import BenchError
+from benchmark.evaluate.predictions import read_predictions
+from benchmark.report.page import html
+from benchmark.report.records import load
+from benchmark.report.series import charts, panels, trades
+from benchmark.report.tables import groups, wide_table
+
+
+class Outline(HTMLParser):
+    """Tags, ids, links and text of a page, and whether all tags are closed."""
+
+    VOID = ("meta", "link", "input", "br")
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.ids, self.links, self.scripts, self.texts, self.addresses = [], [], [], 0, [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.addresses += [value for name, value in attrs.items() if name in ("src", "href", "srcset", "action", "data", "poster") and not value.startswith(("#", "data:"))]
+        assert not any(name.startswith("on") for name in attrs), attrs
+        self.scripts += tag == "script"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def page():
+    return html(load(REFERENCE))
+
+
+@pytest.fixture(scope="module")
+def outline(page):
+    return Outline(page)
+
+
+def test_every_cell_is_in_the_map_the_table_and_opens(outline):
+    found, _ = groups(load(REFERENCE))
+    cells = [name for name in outline.ids if name.startswith("cell-") and "title" not in name]
+    assert len(cells) == len(found) == 16
+    for name in cells:
+        assert outline.links.count(f"#{name}") == 4 + 1, "four maps and the table"
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids), "no link leads nowhere"
+    assert outline.open == []
+
+
+def test_the_numbers_are_those_of_the_wide_table(outline):
+    for row in wide_table(load(REFERENCE)).itertuples():
+        for value in (row.asr, row.zero_shot_acc1, row.linear_probe_acc1):
+            assert value is None or value != value or f"{100 * value:.1f} %" in outline.text
+
+
+def test_a_cell_leads_to_runs_code_data_and_cards(outline):
+    for run in load(REFERENCE):
+        record = run.record
+        environment = json.loads((run.folder / "environment.json").read_text())
+        for fact in (record["run_id"], record["data"]["content"], record["data"]["suite"], record["poison"]["manifest_sha256"], environment["git"]["commit"][:10]):
+            assert fact in outline.text
+        assert {f"card-{name}" for name in record["cards"]} <= set(outline.ids)
+
+
+def test_targets_are_shown_with_what_the_model_said(page):
+    folder = committed("targeted", "clip")[0]
+    table = read_predictions(folder)["attack-targeted"]
+    cell = page.partition("targeted × clip</h2>")[2].partition("</article>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", cell.partition("Seed 0: 16 targets")[2].partition("</details>")[0])[1:]
+    assert len(rows) == len(table) == 16
+    assert all("✓ yes" in row and 'class="px i' in row for row in rows)
+    assert "80 of 80 targets were read as the class the attack wants, over 5 runs." in cell
+
+
+def test_queries_of_a_backdoor_are_counted_by_true_class(page):
+    cell = page.partition("backdoor × clip</h2>")[2].partition("</article>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", cell.partition("<tbody>")[2].partition("</table>")[0])
+    counts = [[int(value) for value in re.findall(r'class="number">(\d+)</td>', row)[:3]] for row in rows]
+    tables = [read_predictions(folder)["attack-backdoor"] for folder in committed("backdoor", "clip")]
+    assert len(rows) == 19, "every class but the goal"
+    assert sum(count[0] for count in counts) == sum(int(table.counted.sum()) for table in tables)
+    assert sum(count[1] for count in counts) == sum(int((table.rank_goal <= 1)[table.counted].sum()) for table in tables)
+
+
+def test_records_without_the_new_curves_say_so_and_new_ones_show_them(tmp_path, outline):
+    assert "made before the similarity of pairs" in outline.text
+
+    def measured(record):
+        for point in record["curve"]:
+            point["metrics"] |= {"poisoned_similarity/pairs": 0.3, "clean_similarity/pairs": 0.6, "pool_true_class/pairs": 0.9, "pool_goal_class/pairs": 0.1}
+
+    put(tmp_path, committed("backdoor", "roclip")[0], "new", measured)
+    text = Outline(html(load(tmp_path))).text
+    assert "made before" not in text
+    assert "Similarity of image and caption" in text
+    assert "Nearest caption in a pool, for poisoned images" in text
+
+
+def test_matched_epochs_are_shaded_and_plain_training_is_not():
+    runs = load(REFERENCE)
+    matched = [charts(group)[0].shaded for group in groups([run for run in runs if run.label("defense") == "roclip"])[0]]
+    assert matched[0] == [(epoch, epoch) for epoch in range(4, 17, 2)]
+    assert all(charts(group)[0].shaded == [] for group in groups([run for run in runs if run.label("defense") == "clip"])[0])
+
+
+def test_the_best_trades_are_those_that_no_other_defense_beats_in_both():
+    (panel,) = panels(groups(load(REFERENCE))[0])
+    found = {trade.defense: trade for trade in trades(panel, "targeted")}
+    assert found["clip"].cost == 1
+    for trade in found.values():
+        beaten = any(not other.told and other.cost <= trade.cost and other.asr <= trade.asr and (other.cost, other.asr) != (trade.cost, trade.asr) for other in found.values())
+        assert trade.best == (not trade.told and not beaten)
+    assert found["oracle"].told and not found["oracle"].best
+    assert trades(panel, "none") == []
+
+
+def test_hostile_text_is_shown_as_it_is_and_nothing_but_our_script_is_one(tmp_path):
+    page = html(load(hostile(tmp_path)), notes=[HOSTILE])
+    outline = Outline(page)
+    assert outline.scripts == 1
+    assert outline.text.count(" ".join(HOSTILE.split())) >= 5, "label, caption, warning, note"
+    assert "<script>window.hacked" not in page
+    assert "49" not in outline.text.partition("[red]=cmd()")[2][:8], "templates in texts are not filled in"
+
+
+def test_the_page_asks_for_nothing_and_allows_nothing(page, outline):
+    assert outline.addresses == []
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?://", re.sub(r"arXiv|base64,[\w+/=]+", "", page))
+    assert "@import" not in page and "url(http" not in page
+
+
+def test_a_page_without_pictures_says_how_to_get_them(tmp_path):
+    put(tmp_path, committed("backdoor", "clip")[0], "one")
+    with_pictures = html(load(tmp_path))
+    for folder in (tmp_path / "gallery").iterdir():
+        next(folder.glob("*.png")).unlink()
+    without = html(load(tmp_path))
+    assert "residual x" in with_pictures and "residual x" not in without
+    assert "--pictures" in without and "--pictures" not in with_pictures
+
+
+def test_runs_of_one_label_that_differ_stand_side_by_side_with_a_note(tmp_path):
+    for number, folder in enumerate(committed("backdoor", "clip")[:2]):
+        put(tmp_path, folder, f"run{number}", lambda record, number=number: record["resolved"]["train"].update(lr=0.1 + number))
+    outline = Outline(html(load(tmp_path)))
+    assert {"cell-0", "cell-1"} <= set(outline.ids)
+    assert "were not averaged" in outline.text
+
+
+def test_no_runs_and_a_figure_without_a_file_are_refused(tmp_path):
+    with pytest.raises(BenchError, match="no runs"):
+        html([])
+    with pytest.raises(BenchError, match="needs --out"):
+        drawn("heatmap", load(REFERENCE), (), None, REFERENCE, None)
+
+
+def test_six_attacks_eight_defenses_and_five_seeds_fit_into_five_megabytes(tmp_path):
+    runs = load(matrix(tmp_path))
+    assert len(runs) == 240
+    began = time.process_time()
+    page = html(runs)
+    assert len(page.encode()) < 5_000_000, f"{len(page.encode()):,} bytes"
+    assert time.process_time() - began < 60
+    assert page.count('<article class="cell"') == 48
