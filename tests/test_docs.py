@@ -34,7 +34,7 @@ def commands(text: str) -> list[str]:
 COMMANDS = list(
     dict.fromkeys(
         command
-        for path in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation_sets.md", "docs/checkpoints.md", "docs/poisoned_data.md", "docs/audit.md")
+        for path in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation_sets.md", "docs/checkpoints.md", "docs/poisoned_data.md", "docs/audit.md", "docs/report.md")
         for command in commands((ROOT / path).read_text())
     )
 )
