@@ -23,9 +23,9 @@ from benchmark.seeding import generator
 from benchmark.settings import canonical
 from benchmark.train.model import Model
 
-VERSION = 1
-N_PAIRS = 1000
-POOL_SHARE, MIN_POOL, POOLED = 0.02, 128, 2048
+VERSION = 2
+N_PAIRS = 500
+POOL_SHARE, MIN_POOL, POOLED = 0.02, 128, 1024
 NO_CLASSES = "the data have no tags that say what a poisoned image shows"
 
 
