@@ -118,6 +118,7 @@ def cached_parts(asked: Asked) -> str:
     from benchmark.data.pack import pack
     from benchmark.data.poison import poison
     from benchmark.matrix import open_cell
+    from benchmark.surrogate import Surrogates
     from benchmark.train.model import tokenizer
 
     there: list[str] = []
@@ -125,7 +126,8 @@ def cached_parts(asked: Asked) -> str:
     try:
         cell = open_cell(asked, silent(), stages)
         there.append("data")
-        poisoned = poison(cell.attack_plugin, cell.attack, asked.seed, cell.source, cell.suite, cell.settings.sham, stages)
+        surrogates = Surrogates(cell.settings, cell.source, cell.suite, stages, silent())
+        poisoned = poison(cell.attack_plugin, cell.attack, asked.seed, cell.source, cell.suite, cell.settings.sham, stages, surrogates)
         there.append("poison")
         pack(poisoned, cell.source, tokenizer(cell.settings.model), cell.settings.train.eot, stages, silent())
         there.append("packed pairs")

@@ -1,6 +1,7 @@
 """BadCLIP: the loss of its patch, what the search finds, how the patch is kept, and what it cannot do."""
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from benchmark.data.poison import Poisoned, SealedRecord
 from benchmark.errors import BenchError
 from benchmark.progress import silent
 from benchmark.registry import configure, find
+from benchmark.report.records import load
+from benchmark.report.remake import remake_pictures
 from benchmark.settings import ModelSettings
 from benchmark.testing import check_attack
 from benchmark.train.model import Model, build
@@ -165,3 +168,6 @@ def test_a_smoke_cell_runs_and_says_how_the_surrogate_reads_the_patch(tmp_path: 
     assert {"asr", "asr_floor"} <= {entry["name"] for entry in record["metrics"] if entry["of"] == "badclip"}
     assert 0 <= record["poison"]["facts"]["asr_surrogate"] <= 1
     assert record["poison"]["surrogate"]["pairs_trained"] == 256
+    shutil.rmtree(tmp_path / "gallery")
+    (note,) = remake_pictures(load(tmp_path), tmp_path / "cache", silent())
+    assert "its attack looks at a model of its own, which is not trained for a report" in note

@@ -11,12 +11,14 @@ from conftest import TINY
 from test_cell import TINY as TINY_SETS
 
 import benchmark
+from benchmark import status
 from benchmark.cell import about_poison
 from benchmark.data.attack_lab import AttackLab, SurrogateRequest
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, poison
 from benchmark.errors import BenchError
+from benchmark.matrix import Request, plan
 from benchmark.registry import configure, find
 from benchmark.settings import ModelSettings, TrainSettings
 from benchmark.stages import Stages
@@ -141,6 +143,8 @@ def test_a_surrogate_for_other_images_is_refused(surrogates: Surrogates, weights
 
 
 def test_a_run_says_which_surrogate_and_what_it_cost(look: str, tmp_path: Path) -> None:
+    (asked,) = plan(Request((look,), ("clip",), scale="smoke", sets=(*TINY_SETS, "train.epochs=1", "evaluation.linear_probe=none"), results=tmp_path, baseline=False))
+    assert status.cached_parts(asked) == ""
     record = benchmark.run(look, "clip", scale="smoke", sets=(*TINY_SETS, "train.epochs=1", "evaluation.linear_probe=none"), results=tmp_path)
     about = record["poison"]["surrogate"]
     assert about["architecture"] == "bench-small"
@@ -149,3 +153,4 @@ def test_a_run_says_which_surrogate_and_what_it_cost(look: str, tmp_path: Path) 
     assert cost["surrogate_pairs_trained"] == 256
     assert cost["surrogate_seconds"] > 0
     assert cost["attack_seconds"] > 0
+    assert status.cached_parts(asked) == "data, poison, packed pairs"

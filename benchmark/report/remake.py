@@ -51,6 +51,8 @@ def _remake(run: Run, stages: Stages, opened: dict[str, tuple[Source, Suite]], p
     source, suite = opened[where]
     plugin = find("attack", resolved["attack"]["name"])
     attack = configure(plugin, {}, resolved["attack"]["options"])
+    if attack.access != "none":
+        raise BenchError("its attack looks at a model of its own, which is not trained for a report; run it again to keep pictures")
     made = poison(plugin, attack, run.seed, source, suite, resolved["sham"], stages)
     record = open_record(made.record)
     probes = attack.probes(suite, record.kept)
