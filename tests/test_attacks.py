@@ -40,7 +40,7 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("dual_key", {"rate": 0.04}, 10),
     ("dual_key", {"count": 6, "negatives": 0.5, "text_trigger": "word"}, 12),
     ("mm_poison", {"share": 0.5}, 4),
-    ("mm_poison", {"variant": "I", "source_classes": ("fish",), "target_classes": ("star",)}, 14),
+    ("mm_poison", {"variant": "I", "source_classes": ("fish",), "target_classes": ("star",), "share": 0.5}, 7),
     ("mm_poison", {"variant": "III", "share": 0.3}, 5),
     ("toxic_text", {"n_targets": 3, "captions_per_target": 5}, 15),
     ("toxic_text", {"mode": "word", "n_images": 3, "count": 19}, 19),
@@ -114,8 +114,9 @@ def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Sourc
         pairs, at = (source.train, shown) if row.source_id in shown else (source.held_out, held_out)
         stored = pairs.image(at[row.source_id]) if refs[row.id] in pairs.refs else decode(sham.manifest / refs[row.id], 32)
         np.testing.assert_array_equal(stored, pairs.images[at[row.source_id]])
-    if n and kinds - {"text", "both"}:
-        stamped = [one.rows.loc[(one.rows["trigger"] != "") | (name not in COMPOSED), "pixels_sha256_after"] for one in (truth, record)]
+    on_images = [key for key, spec in truth.header["triggers"].items() if not spec["kind"].startswith("text:")]
+    if n and on_images:
+        stamped = [one.rows.loc[one.rows["trigger"].isin(on_images), "pixels_sha256_after"] for one in (truth, record)]
         assert len(stamped[0]) == len(stamped[1]) > 0
         assert set(stamped[0]).isdisjoint(stamped[1])
 
@@ -131,7 +132,7 @@ def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, sui
     refs = dict(zip(*poisoned.rows()[:2], strict=True))
     assert all(probe.ks[0] == 1 and probe.eval_set in suite.sets for probe in probes)
     for row in () if name in COMPOSED else record.rows.itertuples():
-        if row.role == "cover":
+        if row.role == "cover" or refs[row.id] in source.train.refs:
             continue
         stored = decode(poisoned.manifest / refs[row.id], 32)
         if name == "mm_poison":

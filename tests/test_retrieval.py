@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +19,9 @@ from benchmark.evaluate.features import Encoder
 from benchmark.evaluate.measure import Evaluator, has_linear_probe, read
 from benchmark.evaluate.retrieval import chance, fused, min_rank, retrieval_card, retrieval_queries, retrieval_success
 from benchmark.progress import silent
+from benchmark.report.comparisons import _hits
+from benchmark.report.difference import _queries
+from benchmark.report.records import Run
 from benchmark.settings import DataSettings
 from benchmark.stages import Stages
 
@@ -256,3 +260,19 @@ def test_captions_that_cannot_be_read_are_refused(tmp_path, text, message):
     (folder / "captions.tsv").write_text(text)
     with pytest.raises(BenchError, match=message):
         opened(folder, tmp_path / "cache")
+
+
+def run_of(folder, ranks, control=False):
+    """A run whose one retrieval probe has these ranks: two queries, then the same as the floor."""
+    (folder / "predictions").mkdir(parents=True)
+    table = pd.DataFrame({"query_id": ["a", "b", "a", "b"], "floor": [False, False, True, True], "counted": True, "first": "i0", "rank_goal": ranks})
+    table.to_parquet(folder / "predictions" / "attack-words.parquet")
+    return Run({"metrics": [{"name": "asr_cross" if control else "asr", "of": "words", "value": 0.5}]}, {}, folder)
+
+
+def test_runs_are_compared_by_attacked_queries_and_not_by_the_floor_or_a_control(tmp_path):
+    left, right = run_of(tmp_path / "one", [1, 1, 1, 9]), run_of(tmp_path / "two", [1, 2, 9, 1])
+    assert _hits(left) == {"attack-words/a": True, "attack-words/b": True} and _hits(right)["attack-words/b"] is False
+    assert _hits(run_of(tmp_path / "three", [1, 1, 1, 1], control=True)) == {}
+    (line,) = _queries(left, right)
+    assert "1 reach the goal in both, 1 in the first alone, 0 in the second alone, of 2 targets" in line

@@ -142,10 +142,12 @@ def _over_targets(left: Run, right: Run, metric: str) -> Verdict | None:
 
 
 def _hits(run: Run) -> dict[str, bool]:
+    """Success by query; controls and the queries of a retrieval's floor are none."""
     found: dict[str, bool] = {}
+    probes = {f"attack-{entry['of']}" for entry in run.values("asr")}
     for name, table in read_predictions(run.folder).items():
-        if name.startswith("attack-") and "rank_goal" in table:
-            counted = table[table["counted"]]
+        if name in probes and "rank_goal" in table:
+            counted = table[table["counted"] & ~table["floor"]] if "floor" in table else table[table["counted"]]
             found |= {f"{name}/{query}": bool(rank <= 1) for query, rank in zip(counted["query_id"], counted["rank_goal"], strict=True)}
     return found
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from benchmark.errors import BenchError, nearest
 from benchmark.evaluate.paired_tests import mcnemar
 from benchmark.evaluate.predictions import read_predictions
@@ -77,9 +79,11 @@ def _queries(left: Run, right: Run) -> list[str]:
     lines = []
     for name in sorted(tables[0].keys() & tables[1].keys()):
         one, two = (table[name] for table in tables)
-        if "rank_goal" not in one or "rank_goal" not in two or list(one["query_id"]) != list(two["query_id"]) or list(one["goal"]) != list(two["goal"]):
+        if "rank_goal" not in one or "rank_goal" not in two or not _same_questions(one, two):
             continue
         counted = (one["counted"] & two["counted"]).to_numpy()
+        if "floor" in one:
+            counted = counted & ~one["floor"].to_numpy()
         first, second = ((table["rank_goal"] <= 1).to_numpy()[counted] for table in (one, two))
         if (first == second).all():
             continue
@@ -89,6 +93,11 @@ def _queries(left: Run, right: Run) -> list[str]:
             f"  {name}: {int((first & second).sum())} reach the goal in both, {only_first} in the first alone, {only_second} in the second alone, of {len(first)} {units} (McNemar p = {mcnemar(only_first, only_second):.2g})"
         )
     return lines
+
+
+def _same_questions(one: pd.DataFrame, two: pd.DataFrame) -> bool:
+    columns = [name for name in ("query_id", "goal", "floor") if name in one or name in two]
+    return all(name in one and name in two and list(one[name]) == list(two[name]) for name in columns)
 
 
 def _code(left: Path, right: Path) -> list[str]:
