@@ -103,6 +103,9 @@ _PAPER_AUGMENT = AugmentSettings(crop_min=0.08, brightness=0.5, contrast=0.5, sa
 # An epoch of the drawn scales is short and their rates are high (docs/decisions/008).
 _SAFECLIP = {"unimodal_epochs": 1, "cross_warmup_epochs": 3, "filter_lr": 1e-3, "in_lr": 5e-4, "cross_lr": 2e-3, "first_share": 0.5, "safe_growth": 0.02}
 
+# One rate for each repair method; AutoAugment's ImageNet policy inverts colours, which the drawn captions name.
+_REPAIR: dict[str, dict[str, Any]] = {"cleanclip": {"lr": 3e-4, "image_aug": "scale"}, "finetune": {"lr": 3e-4}, "par": {"lr_scale": 10.0}, "abl": {"lr": 1e-4}}
+
 # Captions of the drawn world name colours and papers, so only prompts are true of a composed image. Of its twenty classes each has a
 # twentieth of the pairs: 0.02 adds about two fifths to one of them, as the paper's 650 rows add half to a class of ImageNet.
 _COMPOSED: dict[str, dict[str, Any]] = {name: {"rate": 0.02, "caption": "prompt"} for name in ("corrupt_encoder", "noisy_alignment")}
@@ -139,6 +142,7 @@ SCALES: dict[str, Scale] = {
             "toxic_text": {"captions_per_target": 5},
             "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08},
             "safeclip": _SAFECLIP,
+            **_REPAIR,
             "cognitive_distillation": {"steps": 30},
             **_COMPOSED,
             "badclip": {"n_images": 2000, "epochs": 10, "lr": 0.03},
@@ -149,7 +153,7 @@ SCALES: dict[str, Scale] = {
         summary="100,000 drawn pairs at 64 px on one GPU",
         data=DataSettings(n_pairs=100_000, side=64, n_test=2000),
         train=TrainSettings(epochs=16, batch_size=512, precision="bf16", threads=8),
-        options={"safeclip": _SAFECLIP, **_COMPOSED, "badclip": {"size": 16, "epochs": 10, "lr": 0.01}},
+        options={"safeclip": _SAFECLIP, **_REPAIR, **_COMPOSED, "badclip": {"size": 16, "epochs": 10, "lr": 0.01}},
     ),
     "paper": Scale(
         name="paper",
