@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from benchmark.errors import BenchError
 from benchmark.suspicion.neighbours import Points
-from benchmark.train.lab import Lab, Neighbourhood
+from benchmark.train.lab import Granted, Lab, Neighbourhood
 from benchmark.train.model import Model
 from defenses._filter import Filter, above_the_usual
 
@@ -48,6 +48,8 @@ class NeighbourFilter(Filter):
 
     def defend(self, lab: Lab) -> Model:
         size = self.size(len(lab.pairs))
+        if self.reference == "clean":
+            trusted_pairs(lab, size)
         model = self.suspect(lab)
         scores, groups = self.scored(lab, model, size)
         for line in coverage(self.k, size, len(lab.task.classnames)):
@@ -85,16 +87,16 @@ class NeighbourFilter(Filter):
         rows = torch.arange(len(image))
         queries = Points(image, rows)
         if self.reference == "clean":
-            trusted = lab.clean_pairs(size)
+            trusted = trusted_pairs(lab, size)
             known = model.encode_images(trusted.pairs.images, raw=True), model.tokenizer.encode(trusted.pairs.captions, lab.train_settings.eot)[0]
             points = self._points(self._shaped(known[0]), self._shaped(model.encode_tokens(known[1], raw=True)), -1 - torch.arange(size))
-            return self._in_blocks(lab, queries, points), ()
+            return self._in_blocks(lab, queries, points, model.device), ()
         if self.reference == "batch":
-            return self._in_batches(lab, image, text, size)
+            return self._in_batches(lab, image, text, size, model.device)
         chosen = rows if self.reference == "all" else torch.from_numpy(np.sort(lab.rng("reference").permutation(len(rows))[:size]))
-        return self._in_blocks(lab, queries, self._points(image[chosen], text[chosen], chosen)), (chosen.numpy(),)
+        return self._in_blocks(lab, queries, self._points(image[chosen], text[chosen], chosen), model.device), (chosen.numpy(),)
 
-    def _in_batches(self, lab: Lab, image: Tensor, text: Tensor, size: int) -> tuple[Tensor, Groups]:
+    def _in_batches(self, lab: Lab, image: Tensor, text: Tensor, size: int, device: torch.device) -> tuple[Tensor, Groups]:
         """Every row is scored once, within its batch; the last batch is filled up with rows that have their score already."""
         scores = torch.empty(len(image))
         order = torch.from_numpy(lab.rng("reference").permutation(len(image)))
@@ -103,17 +105,18 @@ class NeighbourFilter(Filter):
             for begin in range(0, len(order), size):
                 rows = order[begin : begin + size]
                 batch = torch.cat([rows, order[: size - len(rows)]])
-                scores[rows] = self.estimate(Points(image[rows], rows), self._points(image[batch], text[batch], batch))
+                reference = self._points(image[batch], text[batch], batch).to(device)
+                scores[rows] = self.estimate(Points(image[rows], rows).to(device), reference).cpu()
                 groups.append(batch.numpy())
                 advance(len(rows))
         return scores, tuple(groups)
 
-    def _in_blocks(self, lab: Lab, queries: Points, reference: Points, size: int = 65536) -> Tensor:
-        parts = []
+    def _in_blocks(self, lab: Lab, queries: Points, reference: Points, device: torch.device, size: int = 65536) -> Tensor:
+        parts, reference = [], reference.to(device)
         with lab.progress.bar(f"scoring rows by {self.name()}", len(queries), "rows") as advance:
             for begin in range(0, len(queries), size):
                 block = Points(queries.features[begin : begin + size], queries.pairs[begin : begin + size])
-                parts.append(self.estimate(block, reference))
+                parts.append(self.estimate(block.to(device), reference).cpu())
                 advance(len(block))
         return torch.cat(parts)
 
@@ -122,6 +125,18 @@ class NeighbourFilter(Filter):
 
     def _shaped(self, features: Tensor) -> Tensor:
         return functional.normalize(features, dim=-1) if self.normalize else features
+
+
+def trusted_pairs(lab: Lab, size: int) -> Granted:
+    """Granted clean pairs.
+
+    Raises:
+        BenchError: there are fewer; names the options that help.
+    """
+    try:
+        return lab.clean_pairs(size)
+    except BenchError as error:
+        raise BenchError(f"{error}: a smaller defense.reference_size, or defense.reference=sample, which needs none") from None
 
 
 def coverage(k: int, size: int, n_classes: int) -> list[str]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from benchmark.train.lab import Lab
 from benchmark.train.model import Model
 from defenses._filter import Filter
+from defenses._neighbour_filter import trusted_pairs
 
 OWN_THRESHOLD = 0.5
 _BLOCK = 65536
@@ -38,11 +39,13 @@ class IForest(Filter):
         return self.reference_size if self.reference == "clean" else 0
 
     def defend(self, lab: Lab) -> Model:
+        if self.reference == "clean":
+            trusted_pairs(lab, self.reference_size)
         model = self.suspect(lab)
         image, text = (self._shaped(part) for part in lab.features(model, raw=True))
         rng = lab.rng("forest")
         if self.reference == "clean":
-            trusted = lab.clean_pairs(self.reference_size)
+            trusted = trusted_pairs(lab, self.reference_size)
             known = self._shaped(model.encode_images(trusted.pairs.images, raw=True))
             captions = self._shaped(model.encode_tokens(model.tokenizer.encode(trusted.pairs.captions, lab.train_settings.eot)[0], raw=True))
         else:

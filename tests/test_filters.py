@@ -116,6 +116,14 @@ def test_a_reference_that_is_too_small_is_refused_before_anything_is_trained(tmp
     assert not lab.trainings
 
 
+def test_trusted_pairs_that_are_not_there_are_asked_for_before_anything_is_trained(tmp_path):
+    defense = KDist(reference_size=100)
+    lab = World(tmp_path).lab(defense, "lab")
+    with pytest.raises(BenchError, match=r"asks for 100 clean pairs.*defense\.reference=sample"):
+        defense.defend(lab)
+    assert not lab.trainings
+
+
 def test_the_usual_size_of_a_sample_holds_a_quarter_of_k_poisons():
     assert KDist(reference="sample").size(100_000) == 400 and KDist(reference="batch", rho_max=0.0001).size(1_000_000) == 40_000
     assert KDist(reference="all").size(5000) == 5000 and LID().size(10) == 2000

@@ -100,6 +100,7 @@ def test_thirty_copies_of_an_image_give_finite_scores(name):
     cloud = points(torch.cat([torch.zeros(30, 4), torch.randn(40, 4, generator=rng)]))
     scores, n_odd = finite(ALL[name](cloud, cloud, 8))
     assert torch.isfinite(scores).all() and (n_odd > 0) == (name == "lid")
+    assert name != "lid" or scores[:30].min() > scores[30:].max(), "an infinite dimension is the most suspicious"
 
 
 def test_infinite_scores_move_next_to_the_finite_ones_and_are_counted():

@@ -27,6 +27,10 @@ class Points:
     def __len__(self) -> int:
         return len(self.features)
 
+    def to(self, device: torch.device) -> Points:
+        """The same points on a device."""
+        return Points(self.features.to(device), self.pairs.to(device))
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -93,7 +97,7 @@ def finite(values: Tensor) -> tuple[Tensor, int]:
 def _dimension(found: Neighbours, own: Neighbours) -> Tensor:
     scale = _clamped(found.distances[:, -1:], own)
     ratios = (_clamped(found.distances, own) / scale).clamp(min=_TINY_RATIO)
-    return -1 / ratios.log().mean(dim=1)
+    return 1 / ratios.log().mean(dim=1).abs()  # logarithms are at most 0; of equal distances the dimension is +inf
 
 
 def _clamped(distances: Tensor, own: Neighbours) -> Tensor:
