@@ -140,6 +140,10 @@ SCALES: dict[str, Scale] = {
         train=TrainSettings(epochs=16),
         options={
             "toxic_text": {"captions_per_target": 5},
+            # Tried on seeds 100 to 103 (docs/methods): a true caption, twenty goals and three triggers each take far more rows than one lie.
+            "label_consistent": {"rate": 0.045, "size": 12},
+            "all_to_all": {"rate": 0.1},
+            "multi_backdoor": {"rate": 0.015, "triggers": ["checker", "blended", "white"]},
             "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08},
             "safeclip": _SAFECLIP,
             **_REPAIR,
