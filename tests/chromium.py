@@ -50,7 +50,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
 
-    def call(self, method: str, timeout: float = 60.0, **parameters: Any) -> dict[str, Any]:
+    def call(self, method: str, timeout: float = 120.0, **parameters: Any) -> dict[str, Any]:
         """Sends a command and waits for its answer."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
@@ -62,7 +62,7 @@ class Page:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
-    def open(self, path: Path, timeout: float = 60.0) -> float:
+    def open(self, path: Path, timeout: float = 120.0) -> float:
         """Opens a file and returns the seconds until its load event."""
         self.events.clear()
         began = time.perf_counter()

@@ -5,12 +5,14 @@ import re
 import time
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from report_runs import HOSTILE, REFERENCE, committed, hostile, matrix, put
 
 from benchmark.cli_report import drawn
 from benchmark.errors import BenchError
 from benchmark.evaluate.predictions import read_predictions
+from benchmark.report.comparisons import against
 from benchmark.report.page import html
 from benchmark.report.records import load
 from benchmark.report.series import charts, panels, trades
@@ -103,6 +105,25 @@ def test_queries_of_a_backdoor_are_counted_by_true_class(page):
     assert len(rows) == 19, "every class but the goal"
     assert sum(count[0] for count in counts) == sum(int(table.counted.sum()) for table in tables)
     assert sum(count[1] for count in counts) == sum(int((table.rank_goal <= 1)[table.counted].sum()) for table in tables)
+
+
+def test_a_retrieval_shows_what_was_found_first(tmp_path):
+    folder = committed("targeted", "clip")[0]
+    put(tmp_path, folder, "retrieval")
+    copy = tmp_path / "runs" / "retrieval"
+    (copy / "predictions.parquet").unlink()
+    (copy / "predictions").mkdir()
+    table = pd.DataFrame({"query_id": ["a dog", "a cat", HOSTILE], "floor": [False, False, True], "counted": True, "first": ["boat 3", HOSTILE, "x"], "rank_goal": [1, 7, 9]})
+    table.to_parquet(copy / "predictions" / "attack-find.parquet")
+    outline = Outline(html(load(tmp_path)))
+    assert "1 of 2 queries found an item of the goal first, over 1 run." in outline.text
+    assert outline.text.count(" ".join(HOSTILE.split())) == 1
+
+
+def test_differences_are_those_of_the_comparison_command(outline):
+    table, _ = against(load(REFERENCE), "clip+aug")
+    for row in table[(table.defense == "roclip+aug")].itertuples():
+        assert f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" in outline.text
 
 
 def test_records_without_the_new_curves_say_so_and_new_ones_show_them(tmp_path, outline):

@@ -238,6 +238,7 @@ def _outcomes(group: Group, pictures: Mapping[str, Pictures]) -> list[dict[str, 
         runs = [run for run in group.runs if probe in tables[run.record["run_id"]]]
         found = [tables[run.record["run_id"]][probe] for run in runs]
         if not {"query_id", "true", "goal", "counted", "pred", "rank_goal", "margin"} <= set(found[0].columns):
+            parts += _retrieved(probe, runs, found)
             continue
         card: Mapping[str, Any] = next((card for card in runs[0].record["cards"].values() if _is_card_of(card, probe, runs[0])), {})
         names = _class_names(card, runs[0], pictures[runs[0].record["run_id"]])
@@ -264,6 +265,32 @@ def _attacks(run: Run) -> dict[str, pd.DataFrame]:
 def _is_card_of(card: Mapping[str, Any], probe: str, run: Run) -> bool:
     hashes = {entry["card"] for entry in run.record["metrics"] if entry["of"] == probe and entry["name"] == "asr"}
     return digest(dict(card))[:16] in hashes
+
+
+def _retrieved(probe: str, runs: Sequence[Run], found: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
+    """What a retrieval put first for a few queries of each run; nothing for predictions of another form."""
+    if not {"query_id", "counted", "first", "rank_goal"} <= set(found[0].columns):
+        return []
+    asked = [table[table["counted"] & ~table["floor"]] if "floor" in table else table[table["counted"]] for table in found]
+    hits = sum(int((table["rank_goal"] <= 1).sum()) for table in asked)
+    parts = []
+    for run, table in zip(runs, asked, strict=True):
+        rows = [
+            {
+                "image": "",
+                "triggered": "",
+                "true": row["query_id"],
+                "goal": "an item of the goal",
+                "said": row["first"],
+                "hit": row["rank_goal"] <= 1,
+                "rank": row["rank_goal"],
+                "margin": "",
+            }
+            for row in table.head(MOST_ROWS // 4).to_dict("records")
+        ]
+        parts.append({"title": f"Seed {run.seed}: {len(rows)} of {len(table)} queries", "rows": rows, "pictures": False, "triggered": False})
+    note = f"{hits} of {sum(map(len, asked))} queries found an item of the goal first, over {len(found)} {_runs(found)}."
+    return [{"title": f"What the model found: {probe}", "note": note, "summary": None, "parts": parts}]
 
 
 def _class_names(card: Mapping[str, Any], run: Run, pictures: Pictures) -> list[str]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import gallery_key
 from benchmark.report import plots
+from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat, made_on
 from benchmark.report.markdown import FLOOR_NOTE, percent
@@ -23,9 +24,9 @@ from benchmark.report.tables import Group, groups, interval_of, place_of, wide_r
 
 LINES_A_PLOT = 6
 _LEGENDS = {
-    "asr": ("0 %", "100 %", "Darker is worse. Below each value its 95 % interval and the floor: the same queries without the trigger."),
-    "zero_shot": ("0 %", "100 %", "Darker is better. Mean over the evaluation sets."),
-    "probe": ("0 %", "100 %", "Darker is better. Mean over the evaluation sets."),
+    "asr": ("0 %", "100 %", "The stronger the colour, the worse. Below each value its 95 % interval and the floor: the same queries without the trigger."),
+    "zero_shot": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
+    "probe": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "cost": ("0 s", "", "Training alone; a training that came from the cache is charged in full. Times compare only within one machine."),
 }
 # Shares of a ramp's length from which white (in light) or black (in dark) is easier to read on it than the other; a test measures the contrast.
@@ -90,6 +91,7 @@ def html(runs: Sequence[Run], notes: Sequence[str] = (), source: str = "records"
         "rows": [_row(group, numbers[id(group)]) for group in found],
         "doses": _doses(runs),
         "trades": _trades(shown),
+        "differences": _differences(runs),
         "attacks": _attacks(found, pictures),
         "cards": [{"id": name, "facts": flat(card)} for name, card in sorted({name: card for run in runs for name, card in run.record["cards"].items()}.items())],
     }
@@ -238,6 +240,32 @@ def _dose_note(line: DoseCurve) -> str:
         return line.note
     low, high = (f"{value:.0f}" if value is not None else "?" for value in (line.fit.low, line.fit.high))
     return f"50 % at {line.fit.n50:.0f} rows [{low}, {high}]{'; ' + line.note if line.note else ''}"
+
+
+def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Each defense against plain training with the same augmentation, over the seeds that both have."""
+    rows = []
+    for reference in ("clip", "clip+aug"):
+        augmented = reference.endswith("+aug")
+        others = [name for name in dict.fromkeys(run.label("defense") for run in runs) if name.partition("[")[0].endswith("+aug") == augmented and name != reference]
+        found, _ = compare(runs, reference, others)
+        by_pair: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+        for one in found:
+            by_pair.setdefault((one.attack, one.defense, one.scale), {})[one.metric] = one
+        for (attack, defense, _), metrics in by_pair.items():
+            cells = [_points(metrics.get(name)) for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
+            seeds = max(one.n_runs for one in metrics.values())
+            rows.append({"names": (attack, defense, reference), "seeds": seeds, "cells": cells})
+    return rows
+
+
+def _points(one: Comparison | None) -> dict[str, str]:
+    """A difference in percentage points, its interval, and p after Holm's correction."""
+    if one is None:
+        return {"text": "", "small": "", "sort": ""}
+    interval = f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]" if one.low is not None and one.high is not None else ""
+    p = f"p {one.p_holm:.2g}" if one.p_holm is not None else ""
+    return {"text": f"{100 * one.difference:+.1f}", "small": f"{interval} {p}".strip(), "sort": f"{one.difference:.9g}"}
 
 
 def _trades(shown: Sequence[Panel]) -> list[dict[str, Any]]:

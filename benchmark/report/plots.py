@@ -72,7 +72,7 @@ def curves(chart: Chart) -> Markup:
 def dose(lines: Sequence[DoseCurve]) -> Markup:
     """Success against the number of poisoned rows on a log axis, with intervals, and the fitted curve where there is one."""
     counts = sorted({point.n_poison for line in lines for point in line.points if point.n_poison > 0})
-    frame = _Frame(counts[0], counts[-1], log=True)
+    frame = _Frame(counts[0], counts[-1], log=True, right=18)
     parts = [frame.axes(_spaced(counts, frame), "poisoned rows")]
     for index, line in enumerate(lines):
         points = [point for point in line.points if point.n_poison > 0]
