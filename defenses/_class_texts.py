@@ -13,9 +13,7 @@ from torch import Tensor
 from benchmark.errors import BenchError
 
 _LIMIT = 1 << 20
-ATTRIBUTES = (
-    "File of texts about each class: lines `class: text`, several a class. None: prompt templates. The option is kept as FILE@HASH, so that another content is another run."
-)
+ATTRIBUTES = "File of texts about each class, in place of what the defense finds itself: lines `class: text`, several a class. The option is kept as FILE@HASH, so that another content is another run."
 
 
 def pinned(given: str | None) -> str | None:
@@ -80,18 +78,41 @@ def split(features: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
     return [features[end - len(of_class) : end] for of_class, end in zip(texts, ends, strict=True)]
 
 
+SENTENCES = (
+    "the committee will meet again on thursday afternoon",
+    "please remember to water the plants before you leave",
+    "interest rates rose for the third time this year",
+    "he forgot where he had parked and walked home",
+    "the recipe calls for two spoons of flour",
+    "our train was late because of the snow",
+    "she read the letter twice and said nothing",
+    "the match ended without a goal",
+)
+"""Unrelated to what pictures show; written for this project."""
+
+
+def naming(captions: Sequence[str], classnames: Sequence[str], most: int) -> list[list[str]]:
+    """For each class the first captions, `most` of them, that name it; none where no caption does."""
+    words = [_words(caption) for caption in captions]
+    return [[caption for caption, held in zip(captions, words, strict=True) if _words(name) <= held][:most] for name in classnames]
+
+
 def unrelated(captions: Sequence[str], classnames: Sequence[str]) -> list[str]:
     """For each class a caption that does not name it, in lower case; different classes start to look at different places.
 
     Raises:
         BenchError: every caption names the class.
     """
-    words = [set(re.findall(r"\w+", caption.lower())) for caption in captions]
+    words = [_words(caption) for caption in captions]
     found = []
     for index, name in enumerate(classnames):
-        own = set(re.findall(r"\w+", name.lower()))
+        own = _words(name)
         place = next((at % len(captions) for at in range(index, index + len(captions)) if not own <= words[at % len(captions)] and words[at % len(captions)]), None)
         if place is None:
             raise BenchError(f"all {len(captions)} clean captions name the class {name!r}, so none is unrelated to it; grant more with defense.n_clean")
         found.append(captions[place].lower())
     return found
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))

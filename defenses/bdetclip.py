@@ -15,8 +15,10 @@ from torch.nn.functional import normalize
 from benchmark.contract import Defense
 from benchmark.train.lab import Lab, PairsView, Task
 from benchmark.train.model import Model
-from defenses._class_texts import ATTRIBUTES, pinned, read_attributes, split, texts_of, unrelated
+from defenses._class_texts import ATTRIBUTES, SENTENCES, naming, pinned, read_attributes, split, texts_of, unrelated
 from defenses.clip import Clip
+
+_DESCRIPTIONS = 7
 
 
 class BDetCLIP(Defense):
@@ -26,14 +28,16 @@ class BDetCLIP(Defense):
     image drowns both.
 
     Source: Niu et al., ICML 2025, arXiv 2405.15269.
-    Differs from the paper: without a language model. Honest texts are prompt templates or a file's, unrelated sentences are
-    captions of clean pairs; the threshold is a quantile of clean images instead of their minimum.
+    Differs from the paper: without a language model. Honest texts are captions of clean pairs that name the class, prompt templates
+    or a file's; unrelated sentences are eight of ours; the threshold is a quantile of clean images instead of their minimum.
     """
 
     kind = "query"
     paper = "Niu et al. 2025, arXiv 2405.15269"
 
-    n_clean: int = Field(200, ge=2, description="Clean pairs: images for the threshold, captions for unrelated sentences. Released code: 200 images.")
+    n_clean: int = Field(200, ge=2, description="Clean pairs: images for the threshold, captions for texts. Released code: 200 images.")
+    honest: Literal["captions", "templates"] = Field("captions", description="Honest texts: up to seven clean captions that name the class (prompts where none does), or prompts.")
+    unrelated: Literal["sentences", "captions"] = Field("sentences", description="sentences: eight of this project, in turn; captions: clean captions that do not name the class.")
     attributes: str | None = Field(None, description=ATTRIBUTES)
     threshold: Literal["quantile", "min"] = Field(
         "quantile", description="quantile: rejects what 5 % of the clean images would be; min: only what is below all of them, as the released code."
@@ -47,21 +51,26 @@ class BDetCLIP(Defense):
         return pinned(given)
 
     def defend(self, lab: Lab) -> Model:
-        self._honest(lab.task)
         self._reference = lab.clean_pairs(self.n_clean).pairs
-        unrelated(self._reference.captions, lab.task.classnames)
+        self._texts(lab.task)
         return lab.train(Clip()).model
 
     def suspicion(self, model: Model, images: NDArray[np.uint8], task: Task) -> tuple[Tensor, float]:
         assert self._reference is not None
-        misled = mislead(task.templates, task.classnames, unrelated(self._reference.captions, task.classnames))
-        direction = contrast(model, self._honest(task), misled)
+        direction = contrast(model, *self._texts(task))
         clean = model.encode_images(self._reference.images) @ direction
         limit = clean.min() if self.threshold == "min" else clean.quantile(0.05)
         return -(model.encode_images(images) @ direction), float(-limit)
 
-    def _honest(self, task: Task) -> list[list[str]]:
-        return texts_of(task.classnames, task.templates, None if self.attributes is None else read_attributes(self.attributes))
+    def _texts(self, task: Task) -> tuple[list[list[str]], list[list[str]]]:
+        """Honest and misleading texts of each class."""
+        assert self._reference is not None
+        captions, names = self._reference.captions, task.classnames
+        honest = texts_of(names, task.templates, None if self.attributes is None else read_attributes(self.attributes))
+        if self.attributes is None and self.honest == "captions":
+            honest = [own or prompts for own, prompts in zip(naming(captions, names, _DESCRIPTIONS), honest, strict=True)]
+        sentences = unrelated(captions, names) if self.unrelated == "captions" else [SENTENCES[index % len(SENTENCES)] for index in range(len(names))]
+        return honest, mislead(task.templates, names, sentences)
 
 
 def mislead(templates: Sequence[str], classnames: Sequence[str], sentences: Sequence[str]) -> list[list[str]]:

@@ -16,10 +16,11 @@ from benchmark.data.images import Images
 from benchmark.errors import BenchError
 from benchmark.train.lab import Lab, PairsView, Task
 from benchmark.train.model import Model
-from defenses._class_texts import ATTRIBUTES, pinned, read_attributes, split, texts_of
+from defenses._class_texts import ATTRIBUTES, naming, pinned, read_attributes, split, texts_of
 from defenses.clip import Clip
 
 _TRIALS = 128
+_VARIANTS = 9
 
 
 class Subspace(Defense):
@@ -29,14 +30,17 @@ class Subspace(Defense):
     training alone and need not lie where the texts do.
 
     Source: "Test-Time Poisoned Sample Detection by Exploiting Shallow Malicious Matching in Backdoored CLIP", ICLR 2026.
-    Differs from the paper: without a language model. Variants of a class's text are prompt templates or a file's; the threshold
-    is a quantile of clean images instead of their maximum.
+    Differs from the paper: without a language model. Variants of a class's text are captions of clean pairs that name it, prompt
+    templates or a file's; the threshold is a quantile of clean images instead of their maximum.
     """
 
     kind = "query"
     paper = "Test-Time Poisoned Sample Detection (Subspace Detection), ICLR 2026"
 
-    n_clean: int = Field(200, ge=2, description="Clean pairs whose images set the threshold. Released code: 200 images.")
+    n_clean: int = Field(200, ge=2, description="Clean pairs: images for the threshold, captions for variants. Released code: 200 images.")
+    variants: Literal["captions", "templates"] = Field(
+        "captions", description="Variants of a class's text: up to nine clean captions that name it (prompts where fewer than two do), or prompts."
+    )
     attributes: str | None = Field(None, description=ATTRIBUTES)
     threshold: Literal["quantile", "max"] = Field(
         "quantile", description="quantile: rejects what 5 % of the clean images would be; max: only what is above all of them, as the released code."
@@ -57,14 +61,14 @@ class Subspace(Defense):
         return pinned(given)
 
     def defend(self, lab: Lab) -> Model:
-        self._variants(lab.task)
         self._reference = lab.clean_pairs(self.n_clean).pairs
+        self._texts(lab.task)
         self._seed = int(lab.rng("subspace").integers(2**31))
         return lab.train(Clip()).model
 
     def suspicion(self, model: Model, images: NDArray[np.uint8], task: Task) -> tuple[Tensor, float]:
         assert self._reference is not None
-        texts = self._variants(task)
+        texts = self._texts(task)
         features = model.encode_texts([text for of_class in texts for text in of_class]).double()
         rng = torch.Generator().manual_seed(self._seed)
         points = torch.stack([detection_samples(one, self.components, self.extra, self.samples, self.spread, self.variance, rng) for one in split(features, texts)])
@@ -77,9 +81,13 @@ class Subspace(Defense):
         clean = far(self._reference.images)
         return far(images), float(clean.max() if self.threshold == "max" else clean.quantile(0.95))
 
-    def _variants(self, task: Task) -> list[list[str]]:
-        """For each class its name, then variants: templates or attributes, and Unicode spellings of the name if asked for."""
+    def _texts(self, task: Task) -> list[list[str]]:
+        """For each class its name, then variants, with Unicode spellings of the name if asked for."""
+        assert self._reference is not None
         others = texts_of(task.classnames, task.templates, None if self.attributes is None else read_attributes(self.attributes))
+        if self.attributes is None and self.variants == "captions":
+            captions = naming(self._reference.captions, task.classnames, _VARIANTS)
+            others = [own if len(set(own) - {name}) >= 2 else prompts for name, own, prompts in zip(task.classnames, captions, others, strict=True)]
         found = []
         for name, texts in zip(task.classnames, others, strict=True):
             variants = [text for text in dict.fromkeys(texts) if text != name]

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 import benchmark
 from benchmark.errors import BenchError
 from benchmark.train.lab import PairsView, Task
-from defenses._class_texts import pinned, read_attributes, texts_of, unrelated
+from defenses._class_texts import SENTENCES, naming, pinned, read_attributes, texts_of, unrelated
 from defenses.bdetclip import BDetCLIP, contrast, mislead
 from defenses.decree import Decree, Weight, learning_rate, pairwise
 from defenses.subspace import Subspace, detection_samples, distance_to_own, grown, principal, spelled
@@ -57,6 +57,22 @@ def test_an_unrelated_sentence_never_names_its_class():
     assert unrelated(("A Boat!", "the star", "grey"), ("boat", "star", "ring")) == ["the star", "grey", "grey"]
     with pytest.raises(BenchError, match="all 2 clean captions name the class 'boat'"):
         unrelated(("a boat", "boat two"), ("boat",))
+
+
+def test_honest_texts_are_captions_that_name_the_class_and_prompts_where_none_does():
+    detector = BDetCLIP(n_clean=4)
+    detector._reference = reference(None)
+    honest, misled = detector._texts(Task((*NAMES, "key"), TEMPLATES))
+    assert honest == [["the boat at sea"], ["A red star."], ["ring ring"], ["key", "a photo of a key.", "my key"]]
+    assert misled[1] == [f"{prompt} {SENTENCES[1]}" for prompt in ("star", "a photo of a star,", "my star")]
+    subspace = Subspace(n_clean=4)
+    subspace._reference = PairsView(None, ("a boat", "my boat", "boat", "a star"))
+    assert subspace._texts(Task(NAMES[:2], TEMPLATES)) == [["boat", "a boat", "my boat"], ["star", "a photo of a star.", "my star"]]
+    assert naming(("a boat", "boat two", "tin boat"), ("boat", "tin boat"), 2) == [["a boat", "boat two"], ["tin boat"]]
+    other = BDetCLIP(n_clean=4, honest="templates", unrelated="captions")
+    other._reference = reference(None)
+    honest, misled = other._texts(Task(NAMES, TEMPLATES))
+    assert honest[0] == ["boat", "a photo of a boat.", "my boat"] and misled[0][0] == "boat a red star."
 
 
 def test_misleading_texts_have_no_full_stop_before_the_sentence():
@@ -164,7 +180,7 @@ def test_subspace_detection_finds_images_that_were_moved_onto_the_prototype_of_a
     honest = torch.stack([texts[0].mean(dim=0) + 0.1 * torch.randn(3, generator=rng) @ texts[0] for _ in range(40)])
     outside = torch.linalg.svd(texts.reshape(9, 12))[2][9:]  # what no text has
     triggered = texts[0].mean(dim=0) + 0.8 * torch.randn(20, 3, generator=rng) @ outside
-    detector = Subspace(n_clean=20)
+    detector = Subspace(n_clean=20, variants="templates")
     detector._reference = reference(images_of(honest[:20]))
     scores, threshold = detector.suspicion(model, np.concatenate([images_of(honest[20:]), images_of(triggered)]), task)
     assert roc_auc_score([0] * 20 + [1] * 20, scores) > 0.95
