@@ -1,5 +1,6 @@
 """mmPoison: which rows get which images, what is asked, and what it cannot do."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 import benchmark
+from attacks._held_out import rows_of
 from attacks.mm_poison import MmPoison
+from attacks.toxic_text import ToxicText
+from benchmark.contract import Attack
+from benchmark.data.attack_lab import AttackLab
 from benchmark.data.eval_sets import Suite
 from benchmark.data.image import decode
 from benchmark.data.mentions import mentions
@@ -153,3 +158,19 @@ def test_it_runs_from_pairs_to_a_record(tmp_path: Any) -> None:
     assert found["asr"]["n"] > 10 and found["asr_floor"]["n"] > 100 and found["asr_top50"]["value"] is not None
     assert "linear_probe_asr" not in found and found["asr"]["card"] in record["cards"]
     assert all({"asr/mm_poison", "asr_floor/mm_poison"} <= point["metrics"].keys() for point in record["curve"])
+
+
+@pytest.mark.parametrize("attack", [MmPoison(), ToxicText(mode="word", n_images=2, count=19)])
+def test_without_captions_of_test_images_nothing_is_poisoned(source: Source, suite: Suite, attack: Attack) -> None:
+    bare = dataclasses.replace(suite, world_seed=None)
+    with pytest.raises(BenchError, match=r"evaluation set 'objects' has no captions, and retrieval asks by caption; put a captions\.tsv"):
+        list(attack.poison(source.train, AttackLab(source, bare, "test", 0)))
+
+
+def test_rows_without_tags_are_told_by_their_captions(source: Source, suite: Suite) -> None:
+    bare = dataclasses.replace(source.train, tags={})
+    fish = rows_of(bare, suite.main, suite.main.index("fish"))
+    assert 0 < sum(fish) <= len(of(source, "fish"))
+    assert {row_id for row_id, yes in zip(bare.ids, fish, strict=True) if yes} <= of(source, "fish")
+    both = dataclasses.replace(bare, captions=["a fish and a star", *bare.captions[1:]])
+    assert not rows_of(both, suite.main, suite.main.index("fish"))[0]
