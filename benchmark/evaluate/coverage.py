@@ -85,6 +85,24 @@ def table() -> str:
     return out.getvalue()
 
 
+def summary(path: Path) -> str:
+    """The committed table by interval and runs, as Markdown: coverage as a range over the numbers of units, in percent."""
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    kinds = {"wilson": "Wilson", "t": "t over runs", "bootstrap": "two-way bootstrap"}
+    heads = [f"p = {rate:g}{', runs spread' if spread else ''}" for spread in SPREADS for rate in RATES]
+    lines = ["| interval | runs | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 2)]
+    for (kind, name), runs in itertools.product(kinds.items(), RUNS):
+        found = [one for one in rows if one["interval"] == kind and one["runs"] == str(runs)]
+        if not found:
+            continue
+        cells = []
+        for spread, rate in itertools.product(SPREADS, RATES):
+            covered = sorted(round(100 * float(one["coverage"])) for one in found if (one["spread"], one["rate"]) == (str(spread), str(rate)))
+            cells.append(f"{covered[0]} to {covered[-1]}" if covered[0] != covered[-1] else str(covered[0]))
+        lines.append(f"| {name} | {runs} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _chances(rate: float, n: int, spread: float) -> NDArray[np.float64]:
     """Probability (n + 1,) of each number of successes of one run."""
     if spread == 0:

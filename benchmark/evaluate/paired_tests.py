@@ -37,8 +37,8 @@ def over_pairs(left: Sequence[float], right: Sequence[float]) -> Verdict:
     if n >= EXACT_RUNS:
         return Verdict(sign_flip(differences), f"sign flips of {n} runs, exact" if n <= _LARGEST_EXACT else f"sign flips of {n} runs, {_FLIPS} drawn")
     sd = float(differences.std(ddof=1))
-    if sd == 0:
-        return Verdict(1.0, f"all {n} differences are 0") if differences[0] == 0 else Verdict(None, f"all {n} differences equal, no t test")
+    if np.ptp(differences) < 1e-12:
+        return Verdict(1.0, f"all {n} differences are 0") if abs(differences[0]) < 1e-12 else Verdict(None, f"all {n} differences equal, no t test")
     t = float(differences.mean()) / (sd / math.sqrt(n))
     return Verdict(float(2 * stats.t.sf(abs(t), n - 1)), f"paired t over {n} runs (few: normality is taken for granted)")
 

@@ -64,10 +64,12 @@ def over_runs(values: Sequence[float], n_units: int | None = None, units: str = 
 
 
 def paired_difference(left: Sequence[float], right: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean of left - right over paired runs, and its t interval from three pairs on."""
+    """Mean of left - right over paired runs, and its t interval from three pairs on that do not all differ by the same."""
     differences = [a - b for a, b in zip(left, right, strict=True)]
     mean = sum(differences) / len(differences)
     if len(differences) < 3:
+        return mean, None, None
+    if max(differences) - min(differences) < 1e-12:
         return mean, None, None
     sd = math.sqrt(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1))
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * sd / math.sqrt(len(differences))

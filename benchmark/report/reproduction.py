@@ -1,0 +1,156 @@
+"""Generated parts of the documents: published claims beside committed rows, an ablation and what of it has run, coverage.
+
+`python -m benchmark.report.reproduction docs/reproduction.md docs/metrics.md` fills the marked blocks of the pages.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from benchmark.errors import BenchError
+from benchmark.evaluate.coverage import summary
+from benchmark.evaluate.statistics import Interval, paired_difference, wilson
+from benchmark.report.comparisons import compare
+from benchmark.report.markdown import escape, percent
+from benchmark.report.records import Run, load
+from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run
+
+_BLOCK = re.compile(r"(<!-- (claims|ablation|coverage): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+class Claim(BaseModel):
+    """What a paper says, and which row of a committed table it is set against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    says: str
+    table: str = Field(description="A folder under results/reference.")
+    attack: str
+    defense: str
+    metric: str
+    against: str | None = Field(None, description="The value is a difference to this defense, paired over seeds.")
+    value: float | None = Field(None, description="None: the paper gives no number.")
+    n: int | None = Field(None, description="Trials behind a published share, where known.")
+    source: str
+    sure: str
+
+
+def filled(page: str, results: Path) -> str:
+    """The page with each block `<!-- claims: FILE -->`, `<!-- ablation: TABLE -->` and `<!-- coverage: FILE -->` made anew."""
+    makers = {
+        "claims": lambda name: claims_table(results / name, results / "reference"),
+        "ablation": lambda name: ablation_table(results / "reference" / name),
+        "coverage": lambda name: summary(results / name),
+    }
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{makers[match[2]](match[3]).strip()}\n\n{match[4]}"
+
+    return _BLOCK.sub(block, page)
+
+
+def claims_table(path: Path, reference: Path) -> str:
+    """Published and ours, each with its interval.
+
+    Raises:
+        BenchError: a file that cannot be read, or a claim set against a row that no committed table has.
+    """
+    try:
+        claims = [Claim(**entry) for entry in tomllib.loads(path.read_text()).get("claim", [])]
+    except (OSError, tomllib.TOMLDecodeError, ValidationError, TypeError) as error:
+        raise BenchError(f"{path}: {error}") from None
+    tables = {name: load(reference / name) for name in dict.fromkeys(claim.table for claim in claims)}
+    lines = ["| claim | published | ours | runs | row of | published in, and how sure it is |", "|---|---|---|---|---|---|"]
+    for claim in claims:
+        ours, n = _ours(claim, tables[claim.table])
+        row = f"{escape(claim.attack)}, {escape(claim.defense)}{f' against {escape(claim.against)}' if claim.against else ''} in [{claim.table}](../results/reference/{claim.table}/table.md)"
+        lines.append(f"| {escape(claim.says)} | {_published(claim)} | {ours} | {n} | {row} | {escape(claim.source)}; {escape(claim.sure)} |")
+    return "\n".join(lines)
+
+
+def ablation_table(table: Path) -> str:
+    """A line for each setting of the table's grid: what it changes, success, and the difference to the first setting of its
+    defense on the same poison. Settings without a record say so.
+    """
+    from benchmark.grid import read_grid
+    from benchmark.matrix import Asked, Request, label_of, scale_label, scale_of
+    from benchmark.registry import configure, find
+
+    def labels(cell: Asked) -> tuple[str, str, str]:
+        scale, found = scale_of(cell.request), []
+        for kind, name, options in (("attack", cell.attack, cell.attack_options), ("defense", cell.defense.removesuffix("+aug"), cell.defense_options)):
+            plugin = find(kind, name)  # type: ignore[arg-type]
+            found.append(label_of(plugin, configure(plugin, scale.options.get(plugin.name, {}), options), scale, "+aug" if kind == "defense" and cell.augmented else ""))
+        return found[0], found[1], scale_label(cell.request)
+
+    by_label: dict[tuple[str, str, str], dict[int, Run]] = {}
+    for run in load(table):
+        by_label.setdefault((run.label("attack"), run.label("defense"), run.label("scale")), {})[run.seed] = run
+    asked: dict[tuple[str, str, str], tuple[Asked, set[int]]] = {}
+    for cell in read_grid(table / "grid.toml", Request()).cells:
+        asked.setdefault(labels(cell), (cell, set()))[1].add(cell.seed)
+    lines = ["| what is changed | defense | runs | ASR | floor | zero-shot | ASR against the default, points |", "|---|---|---|---|---|---|---|"]
+    n_run = n_asked = 0
+    for key, (cell, seeds) in asked.items():
+        n_asked += len(seeds)
+        change = "; ".join(f"`{one}`" for one in cell.request.sets) or "nothing"
+        runs = [run for seed, run in sorted(by_label.get(key, {}).items()) if seed in seeds]
+        n_run += len(runs)
+        if not runs:
+            lines.append(f"| {change} | {escape(cell.defense)} | 0 of {len(seeds)} | not run | | | |")
+            continue
+        usual = next((by_label.get(other, {}) for other, (one, _) in asked.items() if one.defense == cell.defense and not one.request.sets), {})
+        values = [percent(mean_of([per_run(run, name) for run in runs])) for name in ("asr", "asr_floor", "zero_shot_acc1")]
+        bracket = _bracket(interval_of(Group(key, runs), "asr"))
+        lines.append(f"| {change} | {escape(cell.defense)} | {len(runs)} of {len(seeds)} | {values[0]}{bracket} | {values[1]} | {values[2]} | {_against(runs, usual) if cell.request.sets else ''} |")
+    state = "all of the grid has run" if n_run == n_asked else f"{n_run} of {n_asked} runs of the grid have been made"
+    return "\n".join([*lines, "", f"{state[0].upper()}{state[1:]}. Brackets are 95 % intervals over runs, from three on. Differences are paired over seeds, where the poison is the same."])
+
+
+def _ours(claim: Claim, runs: Sequence[Run]) -> tuple[str, int]:
+    if claim.against is not None:
+        found = [one for one in compare(runs, claim.against, [claim.defense])[0] if one.attack == claim.attack and one.metric == claim.metric]
+        if found:
+            return _points(found[0].difference, found[0].low, found[0].high), found[0].n_runs
+    for group in groups(runs)[0]:
+        if claim.against is None and group.key[:2] == (claim.attack, claim.defense):
+            return percent(mean_of([per_run(run, claim.metric) for run in group.runs])) + _bracket(interval_of(group, claim.metric)), len(group.runs)
+    raise BenchError(f"claim {claim.says!r}: table {claim.table!r} has no row {claim.attack} / {claim.defense}{f' with {claim.against} beside it' if claim.against else ''}")
+
+
+def _published(claim: Claim) -> str:
+    if claim.value is None:
+        return "no number"
+    if claim.against is not None:
+        return _points(claim.value, None, None)
+    low, high = wilson(round(claim.value * claim.n), claim.n) if claim.n else (None, None)
+    return f"{100 * claim.value:g} %" + _bracket(Interval(low, high, ""))
+
+
+def _against(runs: Sequence[Run], usual: dict[int, Run]) -> str:
+    pairs = [(per_run(run, "asr"), per_run(usual[run.seed], "asr")) for run in runs if run.seed in usual and _same_poison(run, usual[run.seed])]
+    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return _points(*paired_difference([a for a, _ in known], [b for _, b in known])) if known else ""
+
+
+def _same_poison(left: Run, right: Run) -> bool:
+    return bool(left.record["poison"]["manifest_sha256"] == right.record["poison"]["manifest_sha256"])
+
+
+def _points(difference: float, low: float | None, high: float | None) -> str:
+    return f"{100 * difference:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None and high is not None else "") + " points"
+
+
+def _bracket(interval: Interval) -> str:
+    return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        Path(argument).write_text(filled(Path(argument).read_text(encoding="utf-8"), Path("results")), encoding="utf-8")
