@@ -34,6 +34,7 @@ TABLES := main stronger triggers attacks ablation
 # Hours from nothing; cells whose records are committed are not run again, and a run that is stopped continues.
 tables: install $(TABLES:%=table-%)
 	$(BIN)/python -m benchmark.report.insert README.md results/reference/main/table.md
+	$(BIN)/python -m benchmark.report.reproduction docs/reproduction.md docs/metrics.md
 
 table-%: install
 	$(BIN)/bench matrix results/reference/$*/grid.toml

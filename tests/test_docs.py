@@ -31,13 +31,9 @@ def commands(text: str) -> list[str]:
     return [part.partition(" #")[0].strip() for line in [*"".join(blocks(text, "sh")).splitlines(), *indented] for part in line.split("&&") if part.strip()]
 
 
-COMMANDS = list(
-    dict.fromkeys(
-        command
-        for path in ("README.md", "CONTRIBUTING.md", "docs/data.md", "docs/evaluation_sets.md", "docs/checkpoints.md", "docs/poisoned_data.md", "docs/audit.md", "docs/report.md")
-        for command in commands((ROOT / path).read_text())
-    )
-)
+# The methods' pages and decisions show no commands of their own.
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results" / "recipes").glob("*.md"))]
+COMMANDS = list(dict.fromkeys(command for path in PAGES for command in commands(path.read_text())))
 
 
 def environment() -> dict[str, str]:
@@ -73,6 +69,26 @@ def test_a_command_in_the_documents_is_understood(command: str, tmp_path: Path, 
     result = runner.invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert bool(planned) == (arguments[0] == "run")
+
+
+def test_generated_parts_of_the_documents_are_what_the_committed_results_say() -> None:
+    from benchmark.report.reproduction import filled
+
+    for name in ("reproduction.md", "metrics.md"):
+        page = (ROOT / "docs" / name).read_text()
+        assert "<!-- end -->" in page
+        assert filled(page, ROOT / "results") == page, f"python -m benchmark.report.reproduction docs/{name}"
+
+
+def test_commands_that_check_what_is_committed_do_what_the_documents_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shown = {command.split()[1]: command for command in commands((ROOT / "docs" / "reproduction.md").read_text())}
+    compared = CliRunner().invoke(cli.app, shlex.split(shown["compare"])[1:], catch_exceptions=False)
+    assert compared.exit_code == 0 and "defense.name: roclip -> clip" in compared.output and "asr/targeted" in compared.output
+    checked = CliRunner().invoke(cli.app, ["report", "--verify", "--results", "results/reference/stronger"], catch_exceptions=False)
+    assert checked.exit_code == 0 and "0 differences" in checked.output
+    planned = CliRunner().invoke(cli.app, ["plan", "results/reference/stronger/grid.toml", "--results", "results/reference/main"], catch_exceptions=False)
+    assert planned.exit_code == 0 and "12 cells, 3 runs of each" in planned.output
 
 
 def test_an_option_that_does_not_exist_is_refused_before_help_is_shown() -> None:

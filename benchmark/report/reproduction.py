@@ -108,9 +108,13 @@ def ablation_table(table: Path) -> str:
         usual = next((by_label.get(other, {}) for other, (one, _) in asked.items() if one.defense == cell.defense and not one.request.sets), {})
         values = [percent(mean_of([per_run(run, name) for run in runs])) for name in ("asr", "asr_floor", "zero_shot_acc1")]
         bracket = _bracket(interval_of(Group(key, runs), "asr"))
-        lines.append(f"| {change} | {escape(cell.defense)} | {len(runs)} of {len(seeds)} | {values[0]}{bracket} | {values[1]} | {values[2]} | {_against(runs, usual) if cell.request.sets else ''} |")
+        lines.append(
+            f"| {change} | {escape(cell.defense)} | {len(runs)} of {len(seeds)} | {values[0]}{bracket} | {values[1]} | {values[2]} | {_against(runs, usual) if cell.request.sets else ''} |"
+        )
     state = "all of the grid has run" if n_run == n_asked else f"{n_run} of {n_asked} runs of the grid have been made"
-    return "\n".join([*lines, "", f"{state[0].upper()}{state[1:]}. Brackets are 95 % intervals over runs, from three on. Differences are paired over seeds, where the poison is the same."])
+    return "\n".join(
+        [*lines, "", f"{state[0].upper()}{state[1:]}. Brackets are 95 % intervals over runs, from three on. Differences are paired over seeds, where the poison is the same."]
+    )
 
 
 def _ours(claim: Claim, runs: Sequence[Run]) -> tuple[str, int]:
