@@ -8,6 +8,7 @@ import pytest
 
 import benchmark
 from benchmark.errors import BenchError
+from benchmark.evaluate.pictures import open_pictures
 from benchmark.matrix import Request, open_cell, plan
 from benchmark.progress import silent
 
@@ -135,6 +136,14 @@ def test_sham_changes_no_image_and_is_another_run(shared):
     plain, sham = run(shared), run(shared, sham=True)
     assert sham["run_id"] != plain["run_id"]
     assert sham["label"]["scale"].endswith("+sham")
+
+
+def test_a_run_asks_each_snapshot_about_its_pairs_and_keeps_pictures_of_the_poison(shared):
+    record = run(shared)
+    names = {"poisoned_similarity/pairs", "clean_similarity/pairs", "pool_true_class/pairs", "pool_goal_class/pairs"}
+    assert record["curve"]
+    assert all(names <= set(point["metrics"]) for point in record["curve"])
+    assert open_pictures(shared, record)["queries"]["backdoor"]
 
 
 def test_results_load_as_a_long_table(shared):

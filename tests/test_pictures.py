@@ -4,13 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 
 from benchmark.data.image import psnr
 from benchmark.evaluate.attack_success import queries
+from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.pictures import MOST_SIDE, N_EDITS, N_QUERIES, gallery_key, keep_pictures, open_pictures, thumbnail
+from benchmark.progress import silent
 from benchmark.registry import configure, find
-from benchmark.stages import file_sha256
+from benchmark.report.records import Run
+from benchmark.report.remake import remake_pictures
+from benchmark.stages import Stages, file_sha256
 
 
 def kept(results, name, options, poison_with, source, suite, sham=False):
@@ -96,3 +101,42 @@ def test_the_index_is_plain_json(tmp_path, poison_with, source, suite):
     run, *_ = kept(tmp_path, "backdoor", {"rate": 0.05}, poison_with, source, suite)
     text = (open_pictures(tmp_path, run)["folder"] / "gallery.json").read_text()
     assert json.loads(text)["classes"]["objects"] == list(suite.main.classnames)
+
+
+def recorded(results, name, options, poison_with, source, suite):
+    """A run of which the record alone is left."""
+    _, record = poison_with(name, options)
+    attack = configure(find("attack", name), {}, options)
+    about = {"n_poison": record.n_poison, "manifest_sha256": record.header["poisoned_manifest_sha256"]}
+    resolved = {"attack": {"name": name, "file": False, "options": attack.model_dump(mode="json")}, "data": TINY.model_dump(), "sham": False, "seed": 0}
+    cards = Evaluator(suite, attack.probes(suite, record.kept), "", Stages(results)).cards()
+    label = {"attack": name, "defense": "clip"}
+    return Run({"poison": about, "resolved": resolved, "cards": cards, "label": label, "data": {"name": "drawn"}}, {}, results / "runs" / name)
+
+
+def test_pictures_of_older_records_are_made_again_from_the_same_poison(tmp_path, poison_with, source, suite, stages):
+    runs = [recorded(tmp_path, *attack, poison_with, source, suite) for attack in (("backdoor", {"rate": 0.05}), ("none", {}))]
+    assert remake_pictures(runs, stages.root, silent()) == []
+    again = open_pictures(tmp_path, runs[0].record)
+    run, *_ = kept(tmp_path / "first", "backdoor", {"rate": 0.05}, poison_with, source, suite)
+    first = open_pictures(tmp_path / "first", run)
+    assert {name: value for name, value in again.items() if name != "folder"} == {name: value for name, value in first.items() if name != "folder"}
+    assert len(list((tmp_path / "gallery").iterdir())) == 1, "there is nothing to show of a run without poison"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda record: record["poison"].update(manifest_sha256="0"), "makes another poison"),
+        (lambda record: record["cards"].popitem(), "asks other questions"),
+        (lambda record: record["data"].update(name="cc3m"), "not drawn ones"),
+        (lambda record: record["resolved"]["attack"].update(file=True), "given by a file"),
+        (lambda record: record["resolved"]["attack"].update(name="gone"), "unknown attack"),
+    ],
+)
+def test_pictures_that_would_not_be_the_records_are_not_made(change, reason, tmp_path, poison_with, source, suite, stages):
+    run = recorded(tmp_path, "backdoor", {"rate": 0.05}, poison_with, source, suite)
+    change(run.record)
+    (note,) = remake_pictures([run], stages.root, silent())
+    assert reason in note and note.startswith("no pictures of backdoor, seed 0")
+    assert not (tmp_path / "gallery").exists()
