@@ -68,7 +68,8 @@ with distributed.together():
     found["files"] = sorted(path.name for path in folder.iterdir())
     found["weights"] = model.state()
     model, data = ready(Defense(), SMALL)
-    train(model, Defense(), data, budget, folder, silent())
+    (folder / "small").mkdir()
+    train(model, Defense(), data, budget, folder / "small", silent())
     found["statistics"] = {name: value for name, value in model.state().items() if "running" in name}
     torch.save(found, out / f"{distributed.size()}-{distributed.rank()}.pt")
 """
@@ -88,7 +89,7 @@ def run_ranks(folder: Path, n: int) -> list[dict]:
         for rank in range(n)
     ]
     for process in ranks:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
     return [torch.load(folder / f"{n}-{rank}.pt", weights_only=True) for rank in range(n)]
 
@@ -152,7 +153,7 @@ def torchrun(results: Path, *more: str) -> subprocess.Popen[str]:
 
 def test_a_killed_process_ends_the_run_with_a_word_and_the_next_start_continues(tmp_path):
     process = torchrun(tmp_path, "--keep-snapshots")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while not list(tmp_path.glob("cache/train/*.part/epoch-002.safetensors")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
@@ -160,12 +161,12 @@ def test_a_killed_process_ends_the_run_with_a_word_and_the_next_start_continues(
     ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     second = next(pid for pid in ranks if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
     os.kill(second, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "another process of this run has ended" in errors.partition("Traceback")[0]  # what follows is torchrun's own
     written = next(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")).stat().st_mtime_ns
     process = torchrun(tmp_path, "--keep-snapshots")
-    printed, errors = process.communicate(timeout=300)
+    printed, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert printed.count("backdoor") == 1  # one table, from the first process
     (path,) = tmp_path.glob("runs/*/record.json")
