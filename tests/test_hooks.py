@@ -209,7 +209,7 @@ def test_tables_show_what_was_judged_and_what_each_certificate_trusts(planted):
     console = Console(file=StringIO(), width=200)
     print_outcomes([SimpleNamespace(record=record)], console)
     for shown in (text.replace("\\", ""), console.file.getvalue()):
-        for words in ("Queries judged at test time", "Certified accuracy against the size of the attack", "Models audited", "0.250", "not run: --attack none"):
+        for words in ("Queries judged at test time", "Certified accuracy against the size e of the attack", "Models audited", "0.250", "not run: --attack none"):
             assert words in shown
     assert "trusts=encoder. Holds; trusts the encoder" in text.replace("\\", "") and "says nothing about poisoned pre-training" in text
     assert "support images added" in text and "objects (clean)" in text and "backdoor (triggered)" in text

@@ -38,7 +38,7 @@ _QUERY = (
     "ASR after rejection",
     "clean pairs used",
 )
-_CERTIFIED_TITLE = "Certified accuracy against the size of the attack (share of queries predicted correctly with at least this radius; no certificate counts as wrong; sizes of different units cannot be compared):"
+_CERTIFIED_TITLE = "Certified accuracy against the size e of the attack (share of queries predicted correctly with at least this radius; no certificate counts as wrong; sizes of different units cannot be compared):"
 _AUDIT_TITLE = "Models audited (higher is more suspicious; the reference is the same audit of the same defense without an attack; with fewer than ten clean and ten poisoned models no more than the values can be said):"
 _AUDIT = ("attack", "defense", "seeds", "score", "reference", "clean pairs used")
 _SHOWN_SIZES = (0, 1, 2, 4, 8, 16, 32)
@@ -71,7 +71,7 @@ def _queries(found: Sequence[Group]) -> Section:
 
 def _certificates(found: Sequence[Group]) -> Section:
     sizes = [size for size in _SHOWN_SIZES if any(_of(group, f"certified_acc_{size}") for group in found)]
-    header = ("attack", "defense", "seeds", "queries", "may be", "n", *(f"{size}" for size in sizes), "median radius", "not certified", "taken for the goal")
+    header = ("attack", "defense", "seeds", "queries", "may be", "n", *(f"e = {size}" for size in sizes), "median radius", "not certified", "taken for the goal")
     rows, trusts = [], list[str]()
     for group in found:
         for of in _of(group, "certified_acc_0"):

@@ -37,13 +37,10 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
         table.add_row(*(Text(cell) for cell in _row(group)))
     console.print(table)
     for section in sections(groups(runs)[0]):
-        below = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if roomy else 0)
-        for name in section.header:
-            below.add_column(name, overflow="fold")
-        for row in section.rows:
-            below.add_row(*map(Text, row))
         console.print(Text(f"\n{section.title}"))
-        console.print(below)
+        for row in section.rows:
+            cells = [f"{name} {cell}" for name, cell in zip(section.header[2:], row[2:], strict=True) if cell and name != "seeds"]
+            console.print(Text(f"{row[0]} / {row[1]}: {'; '.join(cells)}"))
     for warning in dict.fromkeys(line for run in runs for line in run.record["warnings"]):
         console.print(Text(f"note: {warning}"))
 
