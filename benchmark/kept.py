@@ -11,12 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmark.cell import Cell, finished, poison_of
+from benchmark.cell import Cell, poison_of
 from benchmark.data.poison import open_record
 from benchmark.errors import BenchError
 from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.pictures import gallery_key
 from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
+from benchmark.record import finished
 from benchmark.registry import configure
 from benchmark.settings import RunSettings, canonical
 from benchmark.stages import damage, seal, write_atomically

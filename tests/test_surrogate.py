@@ -12,13 +12,13 @@ from test_cell import TINY as TINY_SETS
 
 import benchmark
 from benchmark import status
-from benchmark.cell import about_poison
 from benchmark.data.attack_lab import AttackLab, SurrogateRequest
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, poison
 from benchmark.errors import BenchError
 from benchmark.matrix import Request, plan
+from benchmark.record import about_poison
 from benchmark.registry import configure, find
 from benchmark.settings import ModelSettings, TrainSettings
 from benchmark.stages import Stages

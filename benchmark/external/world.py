@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from benchmark.cell import Cell, about_poison, plugin_code, poison_key, poison_of
+from benchmark.cell import Cell, plugin_code, poison_of
 from benchmark.contract import Attack, Images, Probe
 from benchmark.data.eval_sets import Suite, open_suite
 from benchmark.data.pack import pack
@@ -20,6 +20,7 @@ from benchmark.errors import BenchError
 from benchmark.external.request import Evaluation
 from benchmark.matrix import Request, label_of, open_cell, parse_set, plan, plugin_settings, scale_label, scale_of
 from benchmark.progress import Progress
+from benchmark.record import about_poison, poison_key
 from benchmark.registry import Plugin, configure, find
 from benchmark.settings import SCALES, SCHEMA, DataSettings, ModelSettings, PluginSettings, digest
 from benchmark.stages import Stages, file_sha256
