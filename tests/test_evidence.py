@@ -65,7 +65,7 @@ def test_one_run_of_targets_is_tested_over_its_targets(tmp_path):
             entry["units"] = "targets"
         folder = tmp_path / defense
         folder.mkdir()
-        write_slim({"attack-targeted": pd.DataFrame({"query_id": [f"t{i}" for i in range(8)], "counted": [True] * 8, "rank_goal": hits})}, folder / SLIM)
+        write_slim({"attack-backdoor": pd.DataFrame({"query_id": [f"t{i}" for i in range(8)], "counted": [True] * 8, "rank_goal": hits})}, folder / SLIM)
         runs.append(Run(one.record, {}, folder))
     found, _ = compare(runs, "clip")
     (asr,) = (one for one in found if one.metric == "asr")
@@ -117,6 +117,15 @@ def worse(record):
 
 def narrower(record):
     next(entry for entry in record["metrics"] if entry["name"] == "asr")["low"] += 0.01
+
+
+def an_auroc(record):
+    record["metrics"].append({"name": "auroc", "of": "score", "value": 0.9, "n": 100, "units": "pairs", "low": 0.7, "high": 0.97, "card": ""})
+
+
+def test_intervals_that_are_not_wilsons_are_left_to_themselves(table):
+    edited(table, an_auroc)
+    assert verify(table).problems == []
 
 
 def other_settings(record):

@@ -64,7 +64,7 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
                     "units": entry["units"],
                     "low": entry["low"],
                     "high": entry["high"],
-                    "interval": _kind(entry),
+                    "interval": kind_of_interval(entry),
                     "epoch": last["epoch"],
                     "phase": last["phase"],
                     "card_hash": entry["card"],
@@ -248,7 +248,7 @@ def _value(run: Run, metric: str, of: str | None) -> float | None:
     return next((entry["value"] for entry in run.values(metric) if entry["of"] == of), None)
 
 
-def _kind(entry: dict[str, Any]) -> str:
+def kind_of_interval(entry: dict[str, Any]) -> str:
     """How a metric's interval was made."""
     if entry["low"] is None:
         return "none: not a rate over units"

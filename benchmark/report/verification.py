@@ -15,7 +15,7 @@ from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import against
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, superseded
-from benchmark.report.tables import to_csv, wide_table
+from benchmark.report.tables import kind_of_interval, to_csv, wide_table
 from benchmark.settings import digest
 from benchmark.stages import damage
 
@@ -106,7 +106,7 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
 
 
 def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
-    if entry["low"] is None or entry["value"] is None:
+    if entry["value"] is None or not kind_of_interval(entry).startswith("Wilson"):
         return []
     low, high = wilson(entry["value"] * entry["n"], entry["n"])
     if max(abs(low - entry["low"]), abs(high - entry["high"])) <= 1e-9:
