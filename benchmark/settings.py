@@ -106,9 +106,9 @@ _SAFECLIP = {"unimodal_epochs": 1, "cross_warmup_epochs": 3, "filter_lr": 1e-3, 
 # One rate for each repair method; AutoAugment's ImageNet policy inverts colours, which the drawn captions name.
 _REPAIR: dict[str, dict[str, Any]] = {"cleanclip": {"lr": 3e-4, "image_aug": "scale"}, "finetune": {"lr": 3e-4}, "par": {"lr_scale": 10.0}, "abl": {"lr": 1e-4}}
 
-# Captions of the drawn world name colours and papers, so only prompts are true of a composed image. Of its twenty classes each has a
-# twentieth of the pairs: 0.02 adds about two fifths to one of them, as the paper's 650 rows add half to a class of ImageNet.
-_COMPOSED: dict[str, dict[str, Any]] = {name: {"rate": 0.02, "caption": "prompt"} for name in ("corrupt_encoder", "noisy_alignment")}
+# Captions of the drawn world name colours and papers, so only prompts are true of a composed image. A true caption takes many
+# rows (docs/methods/corrupt_encoder.md says what was tried), and patches of 8 px, as the drawn scales have them elsewhere.
+_COMPOSED: dict[str, dict[str, Any]] = {name: {"rate": 0.05, "size": 56, "caption": "prompt"} for name in ("corrupt_encoder", "noisy_alignment")}
 
 SCALES: dict[str, Scale] = {
     "smoke": Scale(
