@@ -83,8 +83,13 @@ def test_controls_drop_as_many_rows_with_and_without_the_truth(shared):
 def test_a_filter_may_drop_what_its_own_threshold_flags(shared):
     record = run(shared, "clipscore", "clipscore.drop=null")
     assert values(record, "filter")["n_dropped"] == round(0.1 * 256)
-    with pytest.raises(BenchError, match=r"flags 0 of 256 rows.*give a share with defense\.drop"):
-        run(shared, "iforest", "iforest.drop=null", "iforest.n_trees=1", "iforest.reference=clean", "iforest.reference_size=100")
+
+
+@pytest.mark.parametrize("flagged", [np.zeros(192, dtype=bool), np.ones(192, dtype=bool)])
+def test_an_own_threshold_that_leaves_nothing_to_do_or_nothing_to_train_on_is_refused(tmp_path, flagged):
+    lab = World(tmp_path).lab(ClipScore(), "lab")
+    with pytest.raises(BenchError, match=rf"flags {flagged.sum()} of 192 rows.*give a share with defense\.drop"):
+        ClipScore(drop=None).without_the_most_suspicious(lab, "clipscore", torch.zeros(192), flagged)
 
 
 def test_a_quota_is_exact_and_ties_go_by_row():
