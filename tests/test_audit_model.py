@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import benchmark
 from benchmark import cli
 from benchmark.audit.model import ModelAudit, audit_model, lines
 from benchmark.errors import BenchError
@@ -126,12 +125,3 @@ def test_the_list_of_defenses_says_kind_paper_clean_data_and_trust():
     assert "[certificate; clean pairs: 0, and labelled images; trusts: the encoder]" in rows["knn_certified"]
     assert "[control; clean pairs: 0; trusts: the record it is told]" in rows["oracle"]
     assert "[pre-training; clean pairs: 0; trusts: nothing]" in rows["clip"]
-
-
-@pytest.mark.slow
-def test_decree_tells_a_poisoned_from_a_clean_small_model(tmp_path):
-    scores = {}
-    for attack in ("none", "backdoor"):
-        record = benchmark.run(attack, "decree", scale="small", seed=100, sets=("evaluation.linear_probe=none", "evaluation.curve=false"), results=tmp_path)
-        (scores[attack],) = [entry["value"] for entry in record["metrics"] if entry["name"] == "audit_score"]
-    assert scores["backdoor"] > scores["none"]
