@@ -103,6 +103,7 @@ def test_it_fits_the_window_in_light_and_dark(report, width, dark):
         page.run("location.hash = '#cell-6'")
         page.settle()
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth"), "nothing but tables scrolls sideways"
+        assert page.run("Math.max(...[...document.querySelectorAll('.cell:target th')].map((head) => head.offsetHeight)) < 100"), "no word stands letter below letter"
         colour = page.run("getComputedStyle(document.body).backgroundColor")
         assert colour == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
         assert page.run(CONTRAST) == []
