@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         PluginError: an exception in the attack's or the defense's own code.
         BenchError: a request that cannot be met.
     """
-    stages = Stages(cell.results, cell.progress.say)
+    stages = replace(cell.stages, root=cell.results)
     record = distributed.from_first(lambda: _found(cell))
     if record is not None:
         return record

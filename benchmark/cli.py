@@ -122,6 +122,9 @@ def matrix_command(
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
+    on: Annotated[str | None, typer.Option(help="ray: run the cells on a Ray cluster instead of here.")] = None,
+    address: Annotated[str | None, typer.Option(help="With --on ray: the cluster's address. Default: the one that this machine belongs to.")] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, max=8, help="With --on ray: GPUs of one cell. Default: a quarter of one for bench-small, else one.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would run and how long it takes.")] = False,
 ) -> None:
     """Run a grid of cells; finished records are kept beside the grid, and cells that have one are not run again."""
@@ -143,7 +146,7 @@ def matrix_command(
     asked = read_grid(grid, request)
     if asked.about:
         typer.echo(asked.about, err=True)
-    _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}", asked.expected)
+    _run_cells(asked.cells, dry_run, f"bench report --results {grid.parent}", asked.expected, _cluster(on, address, gpus))
 
 
 app.command("status")(status_command)
@@ -316,19 +319,31 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run_cells(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any] = ()) -> None:
+def _cluster(on: str | None, address: str | None, gpus: float | None) -> Any:
+    if on is None:
+        if address is not None or gpus is not None:
+            raise BenchError("--address and --gpus go with --on ray")
+        return None
+    if on != "ray":
+        raise BenchError(f"expected --on ray, got {on!r}; without the option cells run on this machine")
+    from benchmark.cluster import Cluster
+
+    return Cluster(address, gpus)
+
+
+def _run_cells(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any] = (), cluster: Any = None) -> None:
     from benchmark.matrix import several_processes
 
     if several_processes():
         from benchmark.train.distributed import together
 
         with together():
-            _run_and_print(cells, dry_run, next_command, expected)
+            _run_and_print(cells, dry_run, next_command, expected, None)
     else:
-        _run_and_print(cells, dry_run, next_command, expected)
+        _run_and_print(cells, dry_run, next_command, expected, cluster)
 
 
-def _run_and_print(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any]) -> None:
+def _run_and_print(cells: list[Any], dry_run: bool, next_command: str, expected: Sequence[Any], cluster: Any) -> None:
     from benchmark.matrix import run_all
     from benchmark.progress import Progress
     from benchmark.report.terminal import print_expected, print_outcomes
@@ -342,7 +357,7 @@ def _run_and_print(cells: list[Any], dry_run: bool, next_command: str, expected:
     if hours > 2:
         progress.say(f"about {hours:.1f} hours of work on this machine; --dry-run lists it")
     try:
-        outcomes = run_all(cells, progress)
+        outcomes = run_all(cells, progress, cluster)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues from here", err=True)
         raise typer.Exit(130) from None

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,6 +23,9 @@ from benchmark.progress import Progress, shown
 from benchmark.registry import Plugin, configure, find, names
 from benchmark.settings import SCALES, AugmentSettings, DataSettings, EvaluationSettings, ModelSettings, PackSettings, PluginSettings, RunSettings, Scale, TrainSettings
 from benchmark.stages import Stages
+
+if TYPE_CHECKING:
+    from benchmark.cluster import Cluster
 
 SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "train": TrainSettings, "augment": AugmentSettings, "model": ModelSettings, "evaluation": EvaluationSettings}
 # Sections that change how a run is carried out and nothing of its result.
@@ -251,10 +254,14 @@ def _means(request: Request) -> PackSettings:
     return PackSettings(**{option: value for section, option, value in map(parse_set, request.sets) if section == "pack"})
 
 
-def run_all(cells: Sequence[Asked], progress: Progress) -> list[Outcome]:
+def run_all(cells: Sequence[Asked], progress: Progress, cluster: Cluster | None = None) -> list[Outcome]:
     """Every cell's outcome, in order. A failed cell does not stop the others; Ctrl-C leaves all stages as they are."""
     if not cells:
         return []
+    if cluster is not None:
+        from benchmark.cluster import run_on_ray
+
+        return run_on_ray(cells, cluster, progress)
     jobs = min(cells[0].request.jobs or os.cpu_count() or 1, len(cells))
     # Data that all cells share is made before they start, so that no worker waits for another's drawing.
     try:
@@ -272,28 +279,34 @@ def several_processes() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def run_one(asked: Asked, progress: Progress) -> Outcome:
-    """The outcome of one cell, run in this process; a failure leaves its reason on disk."""
+def run_one(asked: Asked, progress: Progress, stages: Stages | None = None, noted_as: Asked | None = None) -> Outcome:
+    """The outcome of one cell, run in this process; a failure leaves its reason on disk.
+
+    Args:
+        stages: replaces the request's cache.
+        noted_as: the cell as it was asked for, where plugins have another path here.
+    """
     from benchmark.status import note_failure, noted
 
-    with noted(asked):
+    noted_as = noted_as or asked
+    with noted(noted_as):
         try:
-            outcome = _run_one(asked, progress)
+            outcome = _run_one(asked, progress, stages)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             outcome = Outcome(asked, None, f"no room left on the disk of {asked.request.cache_folder}; free some, and the same command continues from here")
-    note_failure(asked, outcome.error)
+    note_failure(noted_as, outcome.error)
     return outcome
 
 
-def _run_one(asked: Asked, progress: Progress) -> Outcome:
+def _run_one(asked: Asked, progress: Progress, stages: Stages | None) -> Outcome:
     from benchmark.cell import run_cell
     from benchmark.kept import find_kept, keep
     from benchmark.train import distributed
 
     try:
-        cell = open_cell(asked, replace(progress, label=asked.name))
+        cell = open_cell(asked, replace(progress, label=asked.name), stages)
         kept = asked.request.keep / "runs" if asked.request.keep else None
         record = distributed.from_first(lambda: find_kept(cell, kept) if kept else None)
         if record is None:

@@ -112,9 +112,14 @@ def source_hash(file: Path) -> str:
     Comments, docstrings and blank lines do not count: a better explanation trains nothing anew.
     """
     hasher = hashlib.sha256()
-    for _, code in sorted((path.name, _code(path)) for path in _sources(file, set())):
+    for _, code in sorted((path.name, _code(path)) for path in source_files(file)):
         hasher.update(f"{code}\0".encode())
     return hasher.hexdigest()[:16]
+
+
+def source_files(file: Path) -> list[Path]:
+    """A file and the `_` modules that it imports, directly or through one another."""
+    return sorted(_sources(file, set()))
 
 
 def _code(path: Path) -> str:

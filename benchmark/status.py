@@ -28,7 +28,7 @@ Costs = dict[tuple[str, str, int, int], list[float]]
 
 # Rough, from one core of the machine described in results/performance.md, for cells of which no kin is recorded.
 _SECONDS_PER_PAIR = {"bench-small": 1 / 1500, "RN50": 1 / 4, "RN50-quickgelu": 1 / 4}
-_HOW = ("attacks", "defenses", "seeds", "results", "cache", "jobs", "baseline", "keep_snapshots", "keep", "ray")
+_HOW = ("attacks", "defenses", "seeds", "results", "cache", "jobs", "baseline", "keep_snapshots", "keep")
 
 
 @dataclass(frozen=True)
