@@ -1,5 +1,6 @@
 """Runs that are killed, damaged or started twice end with the record of an undisturbed one."""
 
+import json
 import os
 import random
 import signal
@@ -143,6 +144,38 @@ def test_two_processes_on_one_run_make_one_record(undisturbed, tmp_path):
     (path,) = tmp_path.glob("runs/*/record.json")
     assert path.read_bytes() == undisturbed[0]
     assert len(list(tmp_path.glob("cache/train/*/log.json"))) == 1
+
+
+def test_a_clock_that_was_set_back_or_forward_changes_nothing(undisturbed, tmp_path):
+    process = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/train/*.part/epoch-002.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    for index, path in enumerate(sorted(tmp_path.rglob("*"))):
+        os.utime(path, (0, 0) if index % 2 else (4e9, 4e9))
+    assert finish(tmp_path) == undisturbed[0]
+    assert len(list(tmp_path.glob("cache/train/*/log.json"))) == 1
+
+
+@pytest.mark.slow
+def test_two_matrices_on_one_results_folder_make_each_record_once(undisturbed, tmp_path):
+    sets = [argument.removeprefix("--set=") for argument in ARGUMENTS if argument.startswith("--set=")]
+    cells = 'attacks = ["backdoor"]\ndefenses = ["clip", "roclip+aug"]\nseeds = [0, 1]'
+    (tmp_path / "grid.toml").write_text(f'scale = "smoke"\nset = {json.dumps(sets)}\n\n[[part]]\n{cells}\n')
+    command = [sys.executable, "-m", "benchmark", "matrix", str(tmp_path / "grid.toml"), "--jobs", "2", "--results", str(tmp_path / "r")]
+    matrices = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) for _ in range(2)]
+    for process in matrices:
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors
+    records = {path.read_bytes() for path in tmp_path.glob("r/runs/*/record.json")}
+    assert len(records) == 4
+    assert undisturbed[0] in records
+    assert {path.read_bytes() for path in tmp_path.glob("runs/*/record.json")} == records
+    assert len(list(tmp_path.glob("r/cache/train/*/log.json"))) == 4
 
 
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="asks Linux for the children of a process")

@@ -361,7 +361,7 @@ def test_every_row_is_read_or_counted(folder: Path, rows: list[tuple[str, bool]]
 
 @pytest.mark.slow
 def test_three_million_rows_are_read_in_two_gigabytes_and_a_minute(tmp_path: Path) -> None:
-    from benchmark.perf import measured, write_pairs
+    from benchmark.perf.reading import measured, write_pairs
 
     path = write_pairs(tmp_path, 3_000_000)
     seconds, memory = measured(f"from benchmark.data.manifest import read_manifest\nassert len(read_manifest(__import__('pathlib').Path({str(path)!r}))) == 3_000_000")

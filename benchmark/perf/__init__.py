@@ -1,0 +1,1 @@
+"""`make perf`: ratios of two things measured side by side in one run."""
