@@ -15,7 +15,7 @@ from benchmark.cluster import Keys
 pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "COLUMNS": "200"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "COLUMNS": "200"}
 SETS = ["train.epochs=4", "data.n_pairs=512", "data.n_held_out=64", "data.n_clean=32", "data.n_test=100", "data.n_probe=200", "evaluation.linear_probe=none"]
 NODES = """
 import sys
