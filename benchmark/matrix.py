@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -334,19 +335,43 @@ def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Out
 
 
 def _work(cells: Sequence[Asked], jobs: int, context: Any, progress: Progress) -> list[Outcome]:
+    """Outcomes of all cells. A worker that is killed takes its pool with it; unfinished cells start again in a new one."""
+    from benchmark.status import note_failure
+
+    outcomes: dict[int, Outcome] = {}
+    without_progress = 0
+    while len(outcomes) < len(cells):
+        before = len(outcomes)
+        error = _work_in_one_pool(cells, outcomes, jobs, context, progress)
+        without_progress = without_progress + 1 if len(outcomes) == before else 0
+        if error is not None and without_progress < _POOLS:
+            progress.say("a worker process was killed; starting the unfinished cells again")
+            continue
+        for index in [index for index in range(len(cells)) if index not in outcomes]:
+            outcomes[index] = Outcome(cells[index], None, f"the worker process ended: {error}")
+            note_failure(cells[index], outcomes[index].error)
+    return [outcomes[index] for index in range(len(cells))]
+
+
+_POOLS = 3
+
+
+def _work_in_one_pool(cells: Sequence[Asked], outcomes: dict[int, Outcome], jobs: int, context: Any, progress: Progress) -> BrokenProcessPool | None:
+    """Adds the outcomes of unfinished cells, until all have one or a worker is killed; returns the pool's error then."""
     from benchmark.status import note_failure
 
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(progress.queue,))
-    outcomes: dict[int, Outcome] = {}
-    futures: dict[Future[Outcome], int] = {}
     try:
-        futures = {pool.submit(_run_in_worker, asked, progress.quiet): index for index, asked in enumerate(cells)}
+        futures = {pool.submit(_run_in_worker, asked, progress.quiet): index for index, asked in enumerate(cells) if index not in outcomes}
         waiting = set(futures)
+        broken: BrokenProcessPool | None = None
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                index = futures[future]
-                error = future.exception()
+                index, error = futures[future], future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    broken = error
+                    continue
                 outcomes[index] = future.result() if error is None else Outcome(cells[index], None, f"the worker process ended: {error}")
                 if error is not None:
                     note_failure(cells[index], outcomes[index].error)
@@ -359,7 +384,7 @@ def _work(cells: Sequence[Asked], jobs: int, context: Any, progress: Progress) -
             worker.terminate()
         raise
     pool.shutdown()
-    return [outcomes[index] for index in range(len(cells))]
+    return broken
 
 
 _queue: Any = None

@@ -178,6 +178,26 @@ def test_two_matrices_on_one_results_folder_make_each_record_once(undisturbed, t
     assert len(list(tmp_path.glob("r/cache/train/*/log.json"))) == 4
 
 
+def test_a_killed_worker_is_replaced_and_the_others_finish(undisturbed, tmp_path):
+    arguments = [argument if argument != "1" else "2" for argument in ARGUMENTS if argument != "--no-baseline"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmark", *arguments, "--results", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    notes = [path.read_text() for path in tmp_path.glob("running/*.json")]
+    os.kill(next(json.loads(note)["process"] for note in notes if note), signal.SIGKILL)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert "a worker process was killed; starting the unfinished cells again" in errors
+    records = {path.read_bytes() for path in tmp_path.glob("runs/*/record.json")}
+    assert len(records) == 3
+    assert undisturbed[0] in records
+
+
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="asks Linux for the children of a process")
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     arguments = [argument if argument != "1" else "2" for argument in ARGUMENTS if argument != "--no-baseline"]
