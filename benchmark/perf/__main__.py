@@ -9,8 +9,8 @@ from functools import partial
 
 import torch
 
-from benchmark.cell import environment
 from benchmark.perf import evaluation, reading, step, trainer, whole
+from benchmark.record import environment
 
 Line = tuple[str, Callable[[], float]]
 
