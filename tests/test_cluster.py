@@ -95,6 +95,7 @@ def worker_in_training(folder: Path) -> int:
     return next(json.loads(text)["process"] for path in (folder / "r" / "running").glob("*.json") for text in [path.read_text()] if text)
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_records_of_this_machine_though_a_worker_is_killed(cluster, tmp_path):
     local = grid(tmp_path / "local", ["mine.py"], [0])
     _, errors = (process := matrix(local, "--jobs", "1")).communicate(timeout=1200)
@@ -135,6 +136,7 @@ def test_nodes_may_join_and_leave_and_shared_stages_are_made_once(cluster, tmp_p
     }
 
 
+@pytest.mark.slow
 def test_without_a_cluster_the_command_says_how_to_start_one(tmp_path):
     path = grid(tmp_path / "ray", ["clip"], [0])
     _, errors = (process := matrix(path, "--on", "ray", "--address", "127.0.0.1:1")).communicate(timeout=120)
