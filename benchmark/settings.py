@@ -107,8 +107,11 @@ _SAFECLIP = {"unimodal_epochs": 1, "cross_warmup_epochs": 3, "filter_lr": 1e-3, 
 _REPAIR: dict[str, dict[str, Any]] = {"cleanclip": {"lr": 3e-4, "image_aug": "scale"}, "finetune": {"lr": 3e-4}, "par": {"lr_scale": 10.0}, "abl": {"lr": 1e-4}}
 
 # Captions of the drawn world name colours and papers, so only prompts are true of a composed image. A true caption takes many
-# rows (docs/methods/corrupt_encoder.md says what was tried), and patches of 8 px, as the drawn scales have them elsewhere.
-_COMPOSED: dict[str, dict[str, Any]] = {name: {"rate": 0.05, "size": 56, "caption": "prompt"} for name in ("corrupt_encoder", "noisy_alignment")}
+# rows (docs/methods/corrupt_encoder.md says what was tried), and patches of 8 and 10 px.
+_COMPOSED: dict[str, dict[str, Any]] = {
+    "corrupt_encoder": {"rate": 0.05, "size": 56, "caption": "prompt"},
+    "noisy_alignment": {"rate": 0.1, "size": 70, "caption": "prompt"},
+}
 
 SCALES: dict[str, Scale] = {
     "smoke": Scale(

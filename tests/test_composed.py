@@ -328,5 +328,5 @@ def test_a_smoke_cell_runs_and_says_what_was_done(name: str, tmp_path: Path) -> 
     record = benchmark.run(name, "clip", scale="smoke", sets=sets, results=tmp_path)
     names = {entry["name"] for entry in record["metrics"] if entry["of"] == name}
     assert {"asr", "asr_floor"} <= names
-    assert record["poison"]["n_poison"] == record["poison"]["n_requested"] == 13
+    assert record["poison"]["n_poison"] == record["poison"]["n_requested"] == {"corrupt_encoder": 13, "noisy_alignment": 28}[name]
     assert ("layout_p_mean" in json.dumps(record["poison"])) == (name == "corrupt_encoder")
