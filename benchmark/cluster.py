@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
@@ -118,6 +119,7 @@ def run_on_ray(cells: Sequence[Asked], cluster: Cluster, progress: Progress) -> 
         BenchError: Ray is not installed, or there is no cluster at this address.
     """
     ray = _ray()
+    _check_address(cluster.address)
     try:
         ray.init(address=cluster.address or "auto", log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -271,6 +273,17 @@ def _sentence(error: Exception, attempts: int) -> str:
         return f"a node cannot import {cause.name}; install this program with its extra `ray` on every node"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"the worker failed {attempts} times; the last time: {lines[-1]}"
+
+
+def _check_address(address: str | None) -> None:
+    """Raises BenchError at once where nobody listens; Ray itself would try for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise BenchError(f"no Ray cluster at {address} ({error.strerror or error}); `ray start --head` starts one, and --address names another") from None
 
 
 def _ray() -> Any:

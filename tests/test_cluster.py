@@ -61,7 +61,8 @@ def cluster():
 
     yield address, tell
     process.stdin.close()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
+    process.stdout.close()
 
 
 def grid(folder: Path, defenses: list[str], seeds: list[int]) -> Path:
