@@ -143,7 +143,7 @@ SCALES: dict[str, Scale] = {
         train=TrainSettings(epochs=16),
         options={
             "toxic_text": {"captions_per_target": 5},
-            # Tried on seeds 100 to 103 (docs/methods): a true caption, twenty goals and three triggers each take far more rows than one lie.
+            # What was tried stands in docs/methods: a true caption, twenty goals and three triggers each take far more rows than one lie.
             "label_consistent": {"rate": 0.045, "size": 12},
             "all_to_all": {"rate": 0.1},
             "multi_backdoor": {"rate": 0.015, "triggers": ["checker", "blended", "white"]},
