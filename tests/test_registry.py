@@ -43,7 +43,7 @@ def test_every_plugin_loads_and_tells_its_options_with_a_description(kind: str, 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_known() -> None:
     message = refusal("defense", "rocilp")
-    assert message.startswith("unknown defense 'rocilp'. Did you mean 'roclip'? Known defenses: clip, ")
+    assert message.startswith("unknown defense 'rocilp'. Did you mean 'roclip'? Known defenses: abl, ")
     assert refusal("attack", "zzz").startswith("unknown attack 'zzz'. Known attacks: all_to_all, backdoor, dual_key, ")
 
 

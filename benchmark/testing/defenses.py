@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -149,11 +148,11 @@ class _DefenseSubject:
         model.net.train()
         for epoch in range(1, TRAIN.epochs + 1):
             now.begin(epoch)
-            ends = list(itertools.accumulate((TRAIN.batch_size, TRAIN.batch_size, 5, 1)))
             for part in defense.plan(epoch, now):
                 rows = torch.arange(len(packed)) if part.rows is None else torch.as_tensor(np.asarray(part.rows), dtype=torch.int64)
-                for begin, end in itertools.pairwise((0, *ends)):
-                    chosen = rows[begin:end]
+                expect(len(rows) > 0, f"epoch {epoch}: a pass over no rows")
+                for begin, size in ((0, TRAIN.batch_size), (TRAIN.batch_size, TRAIN.batch_size), (0, 5), (5, 1)):
+                    chosen = rows.roll(-begin)[:size]
                     batch = defense.views(make_batch(images[chosen], tokens, lengths, chosen, Budget(TRAIN, AugmentSettings(), False, 0), now), torch.Generator().manual_seed(0))
                     model.net.zero_grad()
                     loss = (part.loss or defense.loss)(model, batch, now)
