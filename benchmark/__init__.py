@@ -20,15 +20,16 @@ def run(
     Args:
         attack, defense: a name or a path; a defense may end in `+aug`.
         sets: options as `section.option=value`, as on the command line.
-        more: `data`, `eval` (one set or several), `cache`, `device`, `sham` ... of `benchmark.matrix.Request`.
+        more: `data`, `eval` (one set or several), `cache`, `device`, `sham` ... of `benchmark.request.Request`.
 
     Raises:
         BenchError: a bad request, in one sentence.
         PluginError: an exception in a plugin's own code.
     """
     from benchmark.cell import run_cell
-    from benchmark.matrix import Request, open_cell, plan
+    from benchmark.matrix import open_cell
     from benchmark.progress import Progress
+    from benchmark.request import Request, plan
 
     progress = Progress()
     paths: dict[str, Any] = {name: Path(value) if name in ("data", "cache", "image_root", "eval_root") else value for name, value in more.items()}

@@ -76,7 +76,7 @@ def run_command(
     dry_run: Annotated[bool, typer.Option(help="Say what would run, what is done already, and how long it takes.")] = False,
 ) -> None:
     """Poison, train, evaluate: one cell, or every combination of what is repeated."""
-    from benchmark.matrix import Request, plan
+    from benchmark.request import Request, plan
 
     request = Request(
         attacks=tuple(attack or ("backdoor",)),
@@ -129,7 +129,7 @@ def matrix_command(
 ) -> None:
     """Run a grid of cells; finished records are kept beside the grid, and cells that have one are not run again."""
     from benchmark.grid import read_grid
-    from benchmark.matrix import Request
+    from benchmark.request import Request
 
     request = Request(
         sets=tuple(sets or ()),

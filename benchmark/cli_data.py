@@ -32,8 +32,8 @@ from benchmark.errors import BenchError
 if TYPE_CHECKING:
     from benchmark.data.pairs import Source
     from benchmark.data.poison import Poisoned, SealedRecord
-    from benchmark.matrix import Request
     from benchmark.progress import Progress
+    from benchmark.request import Request
 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the poison.")]
 ScaleName = Annotated[str, typer.Option(help="smoke, small, medium or paper: how many pairs, of which size.")]
@@ -209,7 +209,7 @@ def _request(
     results: Path,
     cache: Path | None,
 ) -> Request:
-    from benchmark.matrix import Request
+    from benchmark.request import Request
 
     return Request(
         attacks=(attack,),
@@ -233,7 +233,8 @@ def _request(
 
 def _made(request: Request, progress: Progress) -> tuple[Poisoned, Source, dict[str, Any]]:
     """The poison as a run of the same options makes it, its source, and the request as JSON."""
-    from benchmark.matrix import open_cell, plan
+    from benchmark.matrix import open_cell
+    from benchmark.request import plan
 
     cells = plan(request)
     if len(cells) != 1:

@@ -22,7 +22,7 @@ def status_command(
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side, for the time left. Default: as many as there are cores.")] = None,
 ) -> None:
     """What is done, running, failed (and why) and to do, and how long the rest takes."""
-    from benchmark.matrix import Asked, Request
+    from benchmark.request import Asked, Request
     from benchmark.status import report
 
     cells: list[Asked] = []

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchError
-from benchmark.matrix import Asked, Outcome, run_one, scale_of
+from benchmark.matrix import Outcome, run_one
 from benchmark.progress import Progress, silent
 from benchmark.registry import find, source_files, source_hash
+from benchmark.request import Asked, scale_of
 from benchmark.stages import write_atomically
 from benchmark.status import note_failure
 from benchmark.train.distributed import SharedStages

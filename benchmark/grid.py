@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.errors import BenchError, nearest
-from benchmark.matrix import SECTIONS, Asked, Request, parse_set, plan, takes
+from benchmark.request import SECTIONS, Asked, Request, parse_set, plan, takes
 
 
 class Expected(BaseModel):

@@ -8,10 +8,11 @@ from typing import Any
 
 from benchmark.data.source import WORLD
 from benchmark.errors import BenchError
-from benchmark.matrix import SECTIONS, Asked, Request, open_cell
+from benchmark.matrix import open_cell
 from benchmark.progress import Progress
 from benchmark.report.difference import changed, differing
 from benchmark.report.records import Run, load
+from benchmark.request import SECTIONS, Asked, Request
 from benchmark.settings import SCALES, canonical
 from benchmark.train import distributed
 

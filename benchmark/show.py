@@ -109,7 +109,7 @@ def gallery(name: str | None, sets: Sequence[str], path: Path) -> Path:
         sets: options of the attack `backdoor` as `attack.alpha=0.1`, and `data.side=224` for larger images.
     """
     from benchmark.gallery import shown, write_gallery
-    from benchmark.matrix import parse_set
+    from benchmark.request import parse_set
     from benchmark.settings import DataSettings
 
     plugin = find("attack", "backdoor")

@@ -17,9 +17,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from benchmark.errors import BenchError
-from benchmark.matrix import Asked, Request, Resolved, labels_of, resolve, scale_of
+from benchmark.matrix import Resolved, labels_of, resolve
 from benchmark.progress import silent
 from benchmark.registry import find
+from benchmark.request import Asked, Request, scale_of
 from benchmark.settings import RunSettings, digest
 from benchmark.stages import Stages, write_atomically
 

@@ -9,8 +9,9 @@ import pytest
 import benchmark
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
-from benchmark.matrix import Request, open_cell, plan
+from benchmark.matrix import open_cell
 from benchmark.progress import silent
+from benchmark.request import Request, plan
 
 TINY = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=2")
 

@@ -56,7 +56,7 @@ def test_a_bad_request_is_one_sentence_and_exit_2(arguments, sentence, tmp_path)
 
 
 def test_help_and_unknown_names_import_no_torch():
-    code = "import sys\nfrom benchmark.cli import app\nfrom benchmark.matrix import Request, plan\ntry:\n    plan(Request(defenses=('rocilp',)))\nexcept Exception as error:\n    print(error)\nprint('torch' in sys.modules, 'pandas' in sys.modules)"
+    code = "import sys\nfrom benchmark.cli import app\nfrom benchmark.request import Request, plan\ntry:\n    plan(Request(defenses=('rocilp',)))\nexcept Exception as error:\n    print(error)\nprint('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
 

@@ -15,9 +15,9 @@ from benchmark import cli
 from benchmark.errors import BenchError
 from benchmark.external import Evaluation, evaluate_checkpoint
 from benchmark.progress import silent
+from benchmark.report.comparisons import differences
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import load, select, superseded
-from benchmark.report.comparisons import differences
 from benchmark.report.tables import groups, long_table, to_csv, wide_table
 from benchmark.train.checkpoints import load_checkpoint
 

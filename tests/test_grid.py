@@ -8,8 +8,8 @@ from rich.console import Console
 
 from benchmark.errors import BenchError
 from benchmark.grid import Expected, read_grid
-from benchmark.matrix import Request
 from benchmark.report.terminal import print_expected
+from benchmark.request import Request
 
 ROOT = Path(__file__).parents[1]
 PART = '[[part]]\nattacks = ["none", "backdoor"]\ndefenses = ["clip"]\nseeds = [0, 3]\n'

@@ -8,8 +8,9 @@ from test_cell import TINY
 
 from benchmark.cell import run_cell
 from benchmark.kept import _index, find_kept, keep
-from benchmark.matrix import Request, open_cell, plan
+from benchmark.matrix import open_cell
 from benchmark.progress import silent
+from benchmark.request import Request, plan
 from benchmark.stages import seal
 
 

@@ -44,7 +44,7 @@ def test_every_plugin_loads_and_tells_its_options_with_a_description(kind: str, 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_known() -> None:
     message = refusal("defense", "rocilp")
     assert message.startswith("unknown defense 'rocilp'. Did you mean 'roclip'? Known defenses: abl, ")
-    assert refusal("attack", "zzz").startswith("unknown attack 'zzz'. Known attacks: all_to_all, backdoor, dual_key, ")
+    assert refusal("attack", "zzz").startswith("unknown attack 'zzz'. Known attacks: all_to_all, backdoor, badclip, ")
 
 
 def test_a_plugin_in_a_file_is_loaded_by_its_path(tmp_path: Path) -> None:

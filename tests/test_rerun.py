@@ -7,10 +7,11 @@ from test_cell import TINY
 
 from benchmark.cell import run_cell
 from benchmark.errors import BenchError
-from benchmark.matrix import Request, open_cell, plan
+from benchmark.matrix import open_cell
 from benchmark.progress import silent
 from benchmark.report.difference import find_run
 from benchmark.report.records import Run
+from benchmark.request import Request, plan
 from benchmark.rerun import asked_again, rerun
 from benchmark.settings import canonical
 

@@ -23,8 +23,9 @@ from benchmark.data.reading import Reading
 from benchmark.data.shards import write_shards
 from benchmark.data.source import load_source, open_source
 from benchmark.errors import BenchError
-from benchmark.matrix import Request, open_cell, plan
+from benchmark.matrix import open_cell
 from benchmark.progress import silent
+from benchmark.request import Request, plan
 from benchmark.settings import DataSettings
 from benchmark.stages import Stages
 

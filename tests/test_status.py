@@ -10,8 +10,9 @@ from PIL import Image
 
 from benchmark import status
 from benchmark.errors import BenchError
-from benchmark.matrix import Request, plan, run_all, run_one
+from benchmark.matrix import run_all, run_one
 from benchmark.progress import silent
+from benchmark.request import Request, plan
 
 SETS = ("train.epochs=1", "data.n_pairs=128", "data.n_held_out=32", "data.n_clean=32", "data.n_test=100", "data.n_probe=200", "evaluation.linear_probe=none")
 FAILING = '''

@@ -17,9 +17,9 @@ from benchmark.data.eval_sets import Suite
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, poison
 from benchmark.errors import BenchError
-from benchmark.matrix import Request, plan
 from benchmark.record import about_poison
 from benchmark.registry import configure, find
+from benchmark.request import Request, plan
 from benchmark.settings import ModelSettings, TrainSettings
 from benchmark.stages import Stages
 from benchmark.surrogate import Surrogates

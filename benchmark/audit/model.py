@@ -15,9 +15,9 @@ from benchmark.contract import Defense
 from benchmark.data.eval_sets import open_suite
 from benchmark.data.world import drawn_row
 from benchmark.errors import BenchError
-from benchmark.matrix import parse_set
 from benchmark.progress import Progress
 from benchmark.registry import Plugin, configure, find
+from benchmark.request import parse_set
 from benchmark.settings import DataSettings, canonical
 from benchmark.stages import Stages, write_atomically
 from benchmark.train.checkpoints import Ask, Loaded, load_checkpoint

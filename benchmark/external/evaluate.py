@@ -14,9 +14,9 @@ import torch
 from benchmark.evaluate.measure import Evaluator, read
 from benchmark.external.request import Evaluation, checked
 from benchmark.external.world import World, made_before, of_record, of_request
-from benchmark.matrix import parse_set
 from benchmark.progress import Progress
 from benchmark.record import finished, publish
+from benchmark.request import parse_set
 from benchmark.settings import SCHEMA, Scale, digest
 from benchmark.stages import Stages
 from benchmark.train.checkpoint_card import export_checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.data.eval_names import known_name
 from benchmark.data.reading import Reading, check_reading
 from benchmark.errors import BenchError
-from benchmark.matrix import SECTIONS, Request, parse_set, scale_of
+from benchmark.request import SECTIONS, Request, parse_set, scale_of
 from benchmark.settings import Scale
 from benchmark.train.checkpoints import Writer
 from benchmark.train.model import Colour

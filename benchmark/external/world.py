@@ -18,10 +18,11 @@ from benchmark.data.poison import SealedRecord, open_record
 from benchmark.data.source import WORLD
 from benchmark.errors import BenchError
 from benchmark.external.request import Evaluation
-from benchmark.matrix import Request, label_of, open_cell, parse_set, plan, plugin_settings, scale_label, scale_of
+from benchmark.matrix import open_cell
 from benchmark.progress import Progress
 from benchmark.record import about_poison, poison_key
 from benchmark.registry import Plugin, configure, find
+from benchmark.request import Request, label_of, parse_set, plan, plugin_settings, scale_label, scale_of
 from benchmark.settings import SCALES, SCHEMA, DataSettings, ModelSettings, PluginSettings, digest
 from benchmark.stages import Stages, file_sha256
 from benchmark.train.checkpoints import Loaded

@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmark.matrix import Request, open_cell, plan
+from benchmark.matrix import open_cell
 from benchmark.progress import silent
+from benchmark.request import Request, plan
 
 _SETS = ("train.epochs=6", "data.n_pairs=2048", "data.n_held_out=64", "evaluation.linear_probe=none", "evaluation.curve=false")
 

@@ -11,7 +11,7 @@ from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
 
-FLOOR_NOTE = "An ASR whose interval overlaps its floor (the same queries without the trigger) is not distinguishable from no attack."
+FLOOR_NOTE = "An ASR whose interval overlaps its floor (how often the goal is met without the trigger or, where there is none, by what was no target) is not distinguishable from no attack."
 _COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
 
 

@@ -24,7 +24,7 @@ from benchmark.report.tables import Group, groups, interval_of, place_of, wide_r
 
 LINES_A_PLOT = 6
 _LEGENDS = {
-    "asr": ("0 %", "100 %", "The stronger the colour, the worse. Below each value its 95 % interval and the floor: the same queries without the trigger."),
+    "asr": ("0 %", "100 %", "The stronger the colour, the worse. Below each value its 95 % interval and the floor: the same goal without the trigger or, where there is none, of what was no target."),
     "zero_shot": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "probe": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "cost": ("0 s", "", "Training alone; a training that came from the cache is charged in full. Times compare only within one machine."),
@@ -49,7 +49,7 @@ GLOSSARY = (
         "ASR",
         "Share of attacked queries that are read as the class the attack wants, at rank 1. Queries that show this class are left out. For a targeted attack: share of targets.",
     ),
-    ("floor", "The same queries without the trigger: how often the goal is read anyway. For a targeted attack: how often other test images are read as a target's class."),
+    ("floor", "How often the goal is met anyway. Backdoors: by the same queries without the trigger. Targets: by other test images; in retrieval, by other captions."),
     ("true class kept", "Share of attacked queries that are still read as what they show."),
     ("zero-shot, linear probe", "Accuracy on untouched test images, by prompts and by a linear probe on clean labelled images; means over the evaluation sets."),
     (

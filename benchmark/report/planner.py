@@ -109,8 +109,8 @@ class _Grid:
 
 def _of_grid(path: Path) -> _Grid:
     from benchmark.grid import read_grid
-    from benchmark.matrix import Asked, Request, scale_of
     from benchmark.registry import configure, find
+    from benchmark.request import Asked, Request, scale_of
 
     cells = read_grid(path, Request()).cells
     runs: dict[str, set[int]] = defaultdict(set)

@@ -79,8 +79,8 @@ def ablation_table(table: Path) -> str:
     defense on the same poison. Settings without a record say so.
     """
     from benchmark.grid import read_grid
-    from benchmark.matrix import Asked, Request, label_of, scale_label, scale_of
     from benchmark.registry import configure, find
+    from benchmark.request import Asked, Request, label_of, scale_label, scale_of
 
     def labels(cell: Asked) -> tuple[str, str, str]:
         scale, found = scale_of(cell.request), []

@@ -27,7 +27,7 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
         return
     roomy = console.width >= 100  # a row of short names fits into 80 columns unbroken
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if roomy else 0)
-    table.caption = "floor: the same queries without the trigger. Intervals: 95 %, over queries or targets for one seed, over runs from three on."
+    table.caption = "floor: the same goal without the trigger or, where there is none, of what was no target. Intervals: 95 %, over queries or targets for one seed, over runs from three on."
     table.caption_style, table.caption_justify = "dim", "left"
     for name in ("attack", "defense"):
         table.add_column(name, overflow="fold", min_width=10)
