@@ -29,7 +29,7 @@ check: install
 perf: install
 	$(BIN)/python -m benchmark.perf
 
-TABLES := main stronger triggers attacks ablation
+TABLES := main stronger triggers attacks dose defenses ablation adaptive
 
 # Hours from nothing; cells whose records are committed are not run again, and a run that is stopped continues.
 tables: install $(TABLES:%=table-%)
