@@ -33,6 +33,7 @@ TABLES := main stronger triggers attacks dose defenses ablation adaptive
 
 # Hours from nothing; cells whose records are committed are not run again, and a run that is stopped continues.
 tables: install $(TABLES:%=table-%)
+	$(BIN)/bench report --results results/reference/dose --fit dose --out results/reference/dose/fit.md
 	$(BIN)/python -m benchmark.report.insert README.md results/reference/main/table.md
 	$(BIN)/python -m benchmark.report.reproduction docs/reproduction.md docs/metrics.md
 

@@ -107,10 +107,10 @@ _SAFECLIP = {"unimodal_epochs": 1, "cross_warmup_epochs": 3, "filter_lr": 1e-3, 
 _REPAIR: dict[str, dict[str, Any]] = {"cleanclip": {"lr": 3e-4, "image_aug": "scale"}, "finetune": {"lr": 3e-4}, "par": {"lr_scale": 5.0}, "abl": {"lr": 1e-4}}
 
 # Captions of the drawn world name colours and papers, so only prompts are true of a composed image. A true caption takes many
-# rows (docs/methods/corrupt_encoder.md says what was tried), and patches of 8 and 10 px.
+# rows (docs/methods/corrupt_encoder.md says what was tried), and patches of 8 and 14 px.
 _COMPOSED: dict[str, dict[str, Any]] = {
     "corrupt_encoder": {"rate": 0.05, "size": 56, "caption": "prompt"},
-    "noisy_alignment": {"rate": 0.1, "size": 70, "caption": "prompt"},
+    "noisy_alignment": {"rate": 0.1, "size": 98, "caption": "prompt"},
 }
 
 SCALES: dict[str, Scale] = {
@@ -144,7 +144,7 @@ SCALES: dict[str, Scale] = {
         options={
             "toxic_text": {"captions_per_target": 5},
             # What was tried stands in docs/methods: a true caption, twenty goals and three triggers each take far more rows than one lie.
-            "label_consistent": {"rate": 0.045, "size": 12},
+            "label_consistent": {"rate": 0.045, "size": 16},
             "all_to_all": {"rate": 0.1},
             "multi_backdoor": {"rate": 0.015, "triggers": ["checker", "blended", "white"]},
             "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08},
