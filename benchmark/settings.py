@@ -145,7 +145,8 @@ SCALES: dict[str, Scale] = {
             "toxic_text": {"captions_per_target": 5},
             # What was tried stands in docs/methods: a true caption, twenty goals and three triggers each take far more rows than one lie.
             "label_consistent": {"rate": 0.045, "size": 16},
-            "all_to_all": {"rate": 0.1},
+            "all_to_all": {"rate": 0.2},
+            "dual_key": {"rate": 0.005},
             "multi_backdoor": {"rate": 0.015, "triggers": ["checker", "blended", "white"]},
             "roclip": {"first_matched_epoch": 4, "pool_fraction": 0.08},
             "safeclip": _SAFECLIP,
