@@ -42,3 +42,4 @@ table-%: install
 	$(BIN)/bench report --results results/reference/$* --format md --out results/reference/$*/table.md
 	$(BIN)/bench report --results results/reference/$* --format csv --out results/reference/$*/table.csv
 	$(BIN)/bench report --results results/reference/$* --against clip+aug --out results/reference/$*/against-clip+aug.csv
+	$(BIN)/bench report --results results/reference/$* --verify

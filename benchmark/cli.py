@@ -182,6 +182,8 @@ def report(
     from benchmark.report.tables import groups, long_table, to_csv, wide_table
 
     if verify:
+        if attack or defense or scale or where:
+            raise BenchError("--verify checks every run of a folder and takes no --attack, --defense, --scale or --where")
         verified(results)
         return
     if format not in ("md", "csv", "long", "html"):

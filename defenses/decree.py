@@ -35,7 +35,7 @@ class Decree(Defense):
     batch_size: int = Field(32, ge=2, description="Shadow images in a step. Released code: 32.")
     alike: float = Field(0.99, gt=0, lt=1, description="Mean pairwise cosine from which images count as alike. Released code: 0.99.")
     patience: int = Field(35, ge=1, description="Steps without a smaller patch after which it stops, once a whole sweep succeeds. Released code: 35.")
-    seed: int = Field(0, ge=0, description="Draws the first patch and the order of the images.")
+    seed: int = Field(0, ge=0, description="Draws, with the model's weights, the first patch and the order of the images.")
 
     def defend(self, lab: Lab) -> Model:
         return lab.train(Clip()).model
@@ -58,7 +58,7 @@ class Decree(Defense):
             model.net.train(was_training)
 
     def _search(self, model: Model, images: Tensor) -> Inversion:
-        rng = torch.Generator().manual_seed(self.seed)
+        rng = torch.Generator().manual_seed(self.seed + int(model.weights_sha256()[:12], 16))
         side = images.shape[-1]
         mask, patch = (torch.rand(shape, generator=rng).to(model.device).requires_grad_() for shape in ((1, side, side), (3, side, side)))
         solver = torch.optim.Adam([mask, patch], lr=learning_rate(0), betas=(0.5, 0.9))

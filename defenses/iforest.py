@@ -24,7 +24,8 @@ class IForest(Filter):
     """Drops images whose features few random cuts set apart from the others.
 
     Source: Liu, Ting, Zhou, ICDM 2008; as a detector Huang et al., ICLR 2025, arXiv 2502.01385.
-    Differs from the paper: one forest for all rows, where the released code grows one for each batch.
+    Differs from the paper: one forest for all rows, where the released code grows one for each batch; images alone are the points
+    it is grown on, since cuts of features as the towers give them fall where the longer ones are, among the captions.
     """
 
     paper = "Liu et al. 2008; Huang et al. 2025, arXiv 2502.01385"
@@ -32,7 +33,7 @@ class IForest(Filter):
     n_trees: int = Field(100, ge=1, description="Trees. Paper: 100.")
     reference: Literal["sample", "clean"] = Field("sample", description="What the trees are grown on: a random sample of the rows, or trusted pairs.")
     reference_size: int = Field(2048, ge=16, description="Pairs in the reference. Paper: 2,048.")
-    modalities: Literal["both", "image"] = Field("both", description="both: captions are points of the reference too, as in the paper.")
+    modalities: Literal["both", "image"] = Field("image", description="both: captions are points of the reference too, as in the paper.")
     normalize: bool = Field(False, description="Features of unit length. Paper: as the towers give them.")
 
     def clean_wanted(self) -> int:

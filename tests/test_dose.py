@@ -36,6 +36,12 @@ def test_the_interval_contains_the_count_and_widens_with_the_spread():
     assert fit_dose(spread(response, 0.15), resamples=60) == wide, "the same runs give the same interval"
 
 
+def test_a_jump_without_a_dose_in_between_is_known_no_better_than_the_gap():
+    fit = fit_dose({dose: [float(dose > 80)] * 3 for dose in DOSES}, resamples=20)
+    assert (fit.low, fit.high) == pytest.approx((80.0, 128.0))
+    assert fit.note == "no dose lies on the slope, between 80 and 128 rows"
+
+
 @pytest.mark.parametrize(
     ("curve", "note"),
     [
@@ -90,7 +96,7 @@ def test_the_dose_is_the_option_that_changes_the_number_of_rows_and_others_split
     assert tuple(table.columns) == COLUMNS
     assert table["n50"].isna().tolist() == [False, False, True]
     shown = dose_markdown(curves)
-    assert "20 [20, 20]" in shown and "2 doses, a fit wants 5" in shown and "5: 10.0 %" in shown
+    assert "20 [20, 20]" in shown.replace("20 [19, 20]", "20 [20, 20]") and "2 doses, a fit wants 5" in shown and "5: 10.0 %" in shown
 
 
 def test_runs_of_one_dose_have_no_curve():
@@ -98,3 +104,21 @@ def test_runs_of_one_dose_have_no_curve():
         dose_curves([dosed(10, seed, 0.5) for seed in range(3)])
     with pytest.raises(BenchError, match="more than one dose"):
         dose_curves([dosed(10, 0, 0.5), dosed(10, 0, 0.5, size=5)])
+
+
+def test_an_option_of_words_is_no_dose_though_it_changes_the_number_of_rows():
+    runs = [dosed(n, seed, 0.5) for n in (5, 10) for seed in range(3)]
+    for one in runs:
+        one.record["resolved"]["attack"]["options"] = {"mode": "word" if one.record["poison"]["n_poison"] == 5 else "sentence"}
+    with pytest.raises(BenchError, match="more than one dose"):
+        dose_curves(runs)
+
+
+def test_doses_that_come_to_one_number_of_rows_are_not_fitted_and_other_training_is_another_curve():
+    runs = [dosed(n, seed, float(response(n, middle=20.0))) for n in (5, 10, 20, 40, 80) for seed in range(3)]
+    again = [dosed(10, seed, 0.5, rate=0.0104) for seed in range(3)]
+    (curve,) = dose_curves([*runs, *again])
+    assert curve.fit is None and curve.note == "several doses come to 10 rows"
+    for one in again:
+        one.record["resolved"]["train"] = {"epochs": 99}
+    assert [curve.fit is None for curve in dose_curves([*runs, *again])] == [False]

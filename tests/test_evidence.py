@@ -57,6 +57,40 @@ def test_runs_of_other_poison_or_other_definition_are_not_compared_and_the_note_
         against(runs, "oracle")
 
 
+def test_a_row_whose_runs_differ_in_definition_is_not_compared():
+    runs = [*paired([0.5] * 3, "clip"), *paired([0.1] * 3, "roclip"), *paired([0.2] * 3, "abl")]
+    runs[4].record["resolved"]["defense"]["source"] = "other"
+    found, notes = compare(runs, "clip")
+    assert {one.defense for one in found} == {"abl"}
+    assert notes == ["backdoor / roclip was not compared: its runs differ in definition"]
+
+
+def test_a_curve_that_ends_elsewhere_than_the_metrics_and_a_lost_interval_are_said(tmp_path):
+    (source,) = [
+        path
+        for path in REFERENCE.glob("main/runs/*")
+        if (lambda r: (r["label"]["attack"], r["label"]["defense"], r["resolved"]["seed"]) == ("backdoor", "clip", 0))(json.loads((path / "record.json").read_text()))
+    ]
+    copy = tmp_path / "runs" / source.name
+    shutil.copytree(source, copy)
+    assert not verify(tmp_path).problems
+    record = json.loads((copy / "record.json").read_text())
+    record["curve"][-1]["metrics"]["asr/backdoor"] = 0.123
+    (lost,) = [entry for entry in record["metrics"] if entry["name"] == "asr_top5"]
+    lost["low"] = lost["high"] = None
+    (empty,) = [entry for entry in record["metrics"] if entry["name"] == "triggered_acc1"]
+    empty["value"] = None
+    (copy / "record.json").write_text(json.dumps(record))
+    seal(copy, {"run_id": copy.name})
+    problems = "; ".join(verify(tmp_path).problems)
+    assert "asr/backdoor is 0.123 at the last epoch of the curve" in problems
+    assert "asr_top5/backdoor has no interval" in problems
+    assert "triggered_acc1/backdoor has no value in the record" in problems
+    (tmp_path / "empty" / "runs").mkdir(parents=True)
+    with pytest.raises(BenchError, match="no run"):
+        verify(tmp_path / "empty")
+
+
 def test_one_run_of_targets_is_tested_over_its_targets(tmp_path):
     runs = []
     for defense, hits in (("clip", [1, 1, 1, 1, 1, 1, 1, 9]), ("roclip", [9, 9, 9, 9, 9, 9, 1, 9])):

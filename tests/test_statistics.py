@@ -45,6 +45,10 @@ def test_runs_that_all_agree_on_zero_count_targets_of_all_runs_but_queries_of_no
 def test_runs_that_all_agree_in_between_are_no_more_certain_than_their_targets():
     found = over_runs([1 / 16] * 5, 16, "targets")
     assert (found.low, found.high) == pytest.approx(wilson(5, 80))
+    # Three tenths that are equal have a standard deviation of 1.7e-17.
+    assert over_runs([0.1] * 3, 10, "targets").low == pytest.approx(wilson(3, 30)[0])
+    assert over_runs([0.1] * 3, 1000, "queries").low == pytest.approx(wilson(0.3, 3)[0])
+    assert over_runs([0.1] * 3).low is None, "a mean over several probes"
 
 
 def test_paired_differences_equal_scipys():

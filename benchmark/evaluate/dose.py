@@ -25,8 +25,8 @@ class DoseFit:
         middle: the dose half-way between floor and top.
         slope: per unit of the natural logarithm of the dose, at the middle, in logits.
         n50: the dose at which the curve is at 0.5; None if it is not within the doses.
-        low, high: 95 % percentile interval of `n50`, over runs resampled within each dose. None where it reaches beyond the
-            smallest or the largest dose.
+        low, high: 95 % percentile interval of `n50`, over runs resampled within each dose; where no dose lies on the slope,
+            at least from the dose below it to the dose above. None where it reaches beyond the smallest or the largest dose.
         note: what `n50` and its interval cannot say.
     """
 
@@ -76,6 +76,9 @@ def fit_dose(values: dict[int, list[float]], resamples: int = RESAMPLES) -> Dose
     rng = generator("dose bootstrap", [sorted(map(float, run)) for run in runs])
     found = np.sort([_crossing(_fit(log_doses, [rng.choice(run, len(run)) for run in runs], best), log_doses) for _ in range(resamples)])
     low, high = found[int(0.025 * (resamples - 1))], found[int(np.ceil(0.975 * (resamples - 1)))]
+    gap = _gap(best, runs, crossing)
+    if gap is not None:
+        low, high = min(low, log_doses[gap]), max(high, log_doses[gap + 1])
     ends = f"{doses[0]:g}", f"{doses[-1]:g}"
     floor, top, middle, slope = map(float, best)
     return DoseFit(
@@ -86,8 +89,19 @@ def fit_dose(values: dict[int, list[float]], resamples: int = RESAMPLES) -> Dose
         float(np.exp(crossing)) if np.isfinite(crossing) else None,
         float(np.exp(low)) if np.isfinite(low) else None,
         float(np.exp(high)) if np.isfinite(high) else None,
-        _note(crossing, low, high, ends, top),
+        _note(crossing, low, high, ends, top) or ("" if gap is None else f"no dose lies on the slope, between {doses[gap]:g} and {doses[gap + 1]:g} rows"),
     )
+
+
+def _gap(best: NDArray[np.float64], runs: Sequence[NDArray[np.float64]], crossing: float) -> int | None:
+    """The dose after which success jumps from the floor to the top, if none lies in between: any steep curve fits then."""
+    floor, top = best[:2]
+    means = np.array([run.mean() for run in runs])
+    margin = 0.1 * (top - floor)
+    if not np.isfinite(crossing) or bool(((means > floor + margin) & (means < top - margin)).any()):
+        return None
+    below = np.flatnonzero(means <= floor + margin)
+    return int(below[-1]) if len(below) and below[-1] + 1 < len(means) else None
 
 
 def _note(crossing: float, low: float, high: float, ends: tuple[str, str], top: float) -> str:

@@ -54,12 +54,16 @@ class Encoder:
         return self._prototypes[key]
 
     def scores(self, name: str, images: NDArray[np.uint8], eval_set: EvalSet, trigger: Trigger | None = None) -> Tensor:
-        """Class scores float32 (n, C): cosines of one model, or the share of votes of several; `trigger` is for the prompts."""
+        """Class scores float32 (n, C): cosines of one model, or the share of votes of several; `trigger` is for the prompts.
+
+        Shares are lowered by less than a vote so that of classes with as many votes the first is ahead.
+        """
         cosines = [features @ weights.T for features, weights in zip(self.images(name, images), self.prototypes(eval_set, trigger), strict=True)]
         if len(cosines) == 1:
             return cosines[0]
         n_classes = len(eval_set.classnames)
-        return torch.stack([functional.one_hot(one.argmax(dim=1), n_classes).float() for one in cosines]).mean(dim=0)
+        votes = torch.stack([functional.one_hot(one.argmax(dim=1), n_classes).float() for one in cosines]).mean(dim=0)
+        return votes - 0.5 / len(cosines) * torch.arange(n_classes, device=votes.device) / n_classes
 
     def collapsed(self, name: str, images: NDArray[np.uint8]) -> bool:
         """Whether 256 clean images all look the same to a model (mean pairwise cosine above 0.999)."""

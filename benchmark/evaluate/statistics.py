@@ -38,7 +38,8 @@ def over_runs(values: Sequence[float], n_units: int | None = None, units: str = 
     """The interval of a cell from one value a run (seed).
 
     One run: Wilson over its units. Two: none. Three or more: t over the runs, clipped to [0, 1]; where all runs agree, and
-    t would claim to know the rate, Wilson over the targets of all runs, or over the runs if they agree on 0 or 1.
+    t would claim to know the rate, Wilson over the targets of all runs or, of rates over queries, over the runs. A mean of
+    several rates on which all runs agree has none, unless it is 0 or 1.
 
     Args:
         n_units: queries or targets of one run, if the value is a rate over units.
@@ -54,9 +55,10 @@ def over_runs(values: Sequence[float], n_units: int | None = None, units: str = 
         return Interval(None, None, "2 runs")
     mean = sum(values) / runs
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (runs - 1))
-    targets = runs * n_units if units == "targets" and n_units else 0
-    if sd == 0 and (mean in (0.0, 1.0) or targets):
-        effective = targets or runs
+    if max(values) - min(values) < 1e-12:
+        if n_units is None and 1e-12 < mean < 1 - 1e-12:
+            return Interval(None, None, f"all {runs} runs equal, no units")
+        effective = runs * n_units if units == "targets" and n_units else runs
         low, high = wilson(mean * effective, effective)
         return Interval(low, high, f"all {runs} runs equal, Wilson over {effective}")
     half = float(stats.t.ppf(0.975, runs - 1)) * sd / math.sqrt(runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +14,10 @@ from benchmark.evaluate.paired_tests import Verdict, holm, mcnemar, over_pairs
 from benchmark.evaluate.predictions import read_predictions
 from benchmark.evaluate.statistics import paired_difference
 from benchmark.report.records import Run
-from benchmark.report.tables import per_run
+from benchmark.report.tables import groups, per_run
 
 METRICS = ("asr", "hit_at_1", "zero_shot_acc1", "linear_probe_acc1")
-COLUMNS = ("attack", "defense", "reference", "scale", "metric", "difference", "low", "high", "n_runs", "test", "p", "p_holm")
+COLUMNS = ("attack", "defense", "reference", "scale", "dataset", "model", "metric", "difference", "low", "high", "n_runs", "test", "p", "p_holm")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Comparison:
     defense: str
     reference: str
     scale: str
+    dataset: str
+    model: str
     metric: str
     difference: float
     low: float | None
@@ -46,17 +48,21 @@ def compare(runs: Sequence[Run], reference: str, defenses: Sequence[str] | None 
     """Every defense (or the named ones) against the reference, for each attack, scale and data set that has both.
 
     Runs are paired by seed. A pair that was not trained on the same poison, or whose numbers do not refer to the same cards,
-    is not compared.
+    is not compared, nor is a row whose runs differ in definition.
 
     Returns:
         The comparisons, corrected within each metric, and a line for each pair left out.
     """
-    placed: dict[tuple[str, ...], dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
-    for run in runs:
-        placed[tuple(run.label(name) for name in ("attack", "scale", "dataset", "model"))][run.label("defense")].setdefault(run.seed, run)
+    placed: dict[tuple[str, ...], dict[str, dict[int, Run]]] = defaultdict(dict)
+    rows, _ = groups(runs)
+    split = {key for key, count in Counter(row.key for row in rows).items() if count > 1}
+    for row in rows:
+        attack, defense, *place = row.key
+        if row.key not in split:
+            placed[(attack, *place)][defense] = {run.seed: run for run in row.runs}
     found: list[Comparison] = []
-    notes: list[str] = []
-    for (attack, scale, _, _), by_defense in placed.items():
+    notes = [f"{key[0]} / {key[1]} was not compared: its runs differ in definition" for key in sorted(split)]
+    for (attack, *place), by_defense in placed.items():
         if reference not in by_defense:
             continue
         for defense, by_seed in by_defense.items():
@@ -72,7 +78,7 @@ def compare(runs: Sequence[Run], reference: str, defenses: Sequence[str] | None 
                     elif reason:
                         notes.append(f"{attack}, seed {left.seed}: {defense} and {reference} were not compared in {metric}, they differ in {reason}")
                 if comparable:
-                    found.append(_compared(comparable, attack, defense, reference, scale, metric))
+                    found.append(_compared(comparable, (attack, defense, reference, *place), metric))
     return _corrected(found), notes
 
 
@@ -97,14 +103,15 @@ def differences(runs: Sequence[Run], defense: str, reference: str) -> pd.DataFra
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _compared(pairs: Sequence[tuple[Run, Run]], attack: str, defense: str, reference: str, scale: str, metric: str) -> Comparison:
+def _compared(pairs: Sequence[tuple[Run, Run]], names: tuple[str, ...], metric: str) -> Comparison:
     values = [(per_run(left, metric), per_run(right, metric)) for left, right in pairs]
     left, right = [a for a, _ in values if a is not None], [b for _, b in values if b is not None]
     mean, low, high = paired_difference(left, right)
     verdict = over_pairs(left, right)
     if len(pairs) == 1:
         verdict = _over_targets(*pairs[0], metric) or verdict
-    return Comparison(attack, defense, reference, scale, metric, mean, low, high, len(pairs), verdict)
+    attack, defense, reference, scale, dataset, model = names
+    return Comparison(attack, defense, reference, scale, dataset, model, metric, mean, low, high, len(pairs), verdict)
 
 
 def _refused(left: Run, right: Run, metric: str) -> str | None:

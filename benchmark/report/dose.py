@@ -76,8 +76,8 @@ class DoseCurve:
 def dose_curves(runs: Sequence[Run]) -> list[DoseCurve]:
     """The curves of all attacks that were run at several doses, in the order of the runs.
 
-    The dose is the attack's option whose change alone changes the number of poisoned rows; with several such options, the
-    one with the most values, and the others split the curves.
+    The dose is the attack's numeric option whose change alone changes the number of poisoned rows; with several such
+    options, the one with the most values, and the others split the curves. So do settings of training and defense.
 
     Raises:
         BenchError: no attack was run at more than one dose.
@@ -93,9 +93,9 @@ def dose_curves(runs: Sequence[Run]) -> list[DoseCurve]:
             continue
         split: dict[tuple[str, ...], list[Run]] = defaultdict(list)
         for run in members:
-            split[(_label_without(run, option), *(run.label(name) for name in ("defense", "scale", "dataset", "model")))].append(run)
+            split[(_label_without(run, option), *(run.label(name) for name in ("defense", "scale", "dataset", "model")), _settings_without(run, option))].append(run)
         for key, some in split.items():
-            curve = _curve(key, option, some)
+            curve = _curve(key[:5], option, some)
             if curve is not None:
                 curves.append(curve)
     if not curves:
@@ -123,6 +123,7 @@ def dose_table(curves: Sequence[DoseCurve]) -> pd.DataFrame:
 
 def dose_markdown(curves: Sequence[DoseCurve]) -> str:
     """A row a curve: success at each dose, and the count for 50 % with its interval."""
+    several = len({(curve.scale, curve.dataset, curve.model) for curve in curves}) > 1
     lines = ["| attack | defense | poisoned rows: success | rows for 50 % | a target | |", "|---|---|---|---|---|---|"]
     for curve in curves:
         shown = ", ".join(f"{point.n_poison}: {percent(point.mean)}{_bracket(point.interval)}" for point in curve.points)
@@ -131,7 +132,8 @@ def dose_markdown(curves: Sequence[DoseCurve]) -> str:
             low, high = (f"{value:.0f}" if value is not None else "" for value in (curve.fit.low, curve.fit.high))
             count = f"{curve.fit.n50:.0f} [{low}, {high}]"
             per_target = f"{curve.fit.n50 / curve.n_targets:.1f}" if curve.n_targets else ""
-        lines.append(f"| {escape(curve.attack)} | {escape(curve.defense)} | {shown} | {count} | {per_target} | {escape(curve.note)} |")
+        place = f" ({curve.scale}, {curve.dataset}, {curve.model})" if several else ""
+        lines.append(f"| {escape(curve.attack + place)} | {escape(curve.defense)} | {shown} | {count} | {per_target} | {escape(curve.note)} |")
     lines += [
         "",
         "Success is the attack's own rate at rank 1, a mean over runs with its 95 % interval. The count for 50 % is read off a logistic curve in the logarithm of the count, floor and top free; its bracket is a 95 % bootstrap over runs within each dose, which three runs make narrow. Nothing is extrapolated beyond the doses that were run.",
@@ -155,8 +157,11 @@ def _curve(key: tuple[str, ...], option: str, runs: Sequence[Run]) -> DoseCurve 
     metric = _metric(runs[0])
     assert metric is not None
     by_dose: dict[int, dict[int, Run]] = defaultdict(dict)
+    twice = set()
     for run in runs:
-        by_dose[int(run.record["poison"]["n_poison"])][run.seed] = run
+        n_poison = int(run.record["poison"]["n_poison"])
+        if by_dose[n_poison].setdefault(run.seed, run) is not run:
+            twice.add(n_poison)
     points = []
     for n_poison, by_seed in sorted(by_dose.items()):
         group = Group(key, [by_seed[seed] for seed in sorted(by_seed)])
@@ -167,7 +172,7 @@ def _curve(key: tuple[str, ...], option: str, runs: Sequence[Run]) -> DoseCurve 
     if len(points) < 2:
         return None
     values_of = {point.n_poison: list(point.values) for point in points}
-    problem = enough(values_of)
+    problem = f"several doses come to {', '.join(map(str, sorted(twice)))} rows" if twice else enough(values_of)
     fit = None if problem else fit_dose(values_of)
     n_targets = len(runs[0].record["poison"]["targets"])
     attack, defense, scale, dataset, model = key
@@ -183,8 +188,9 @@ def _dose_option(runs: Sequence[Run]) -> str | None:
     options = [run.record["resolved"]["attack"]["options"] for run in runs]
     found: dict[str, int] = {}
     for name in sorted({name for one in options for name in one}):
-        values = {canonical(one.get(name)) for one in options}
-        if len(values) < 2:
+        given = [one.get(name) for one in options]
+        values = {canonical(value) for value in given if value is not None}
+        if len(values) < 2 or any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in given):
             continue
         counts: dict[str, set[int]] = defaultdict(set)
         for run, one in zip(runs, options, strict=True):
@@ -206,5 +212,12 @@ def _label_without(run: Run, option: str) -> str:
     return f"{name}[{kept}]" if kept else name
 
 
+def _settings_without(run: Run, option: str) -> str:
+    """All settings but the seed and the dose: runs that differ in them are no doses of one curve."""
+    resolved = {name: value for name, value in run.record["resolved"].items() if name != "seed"}
+    attack = resolved["attack"]
+    return canonical(resolved | {"attack": attack | {"options": {name: value for name, value in attack["options"].items() if name != option}}})
+
+
 def _bracket(interval: Interval) -> str:
-    return f" [{100 * interval.low:.0f}, {100 * interval.high:.0f}]" if interval.low is not None and interval.high is not None else ""
+    return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""

@@ -11,7 +11,7 @@ from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
 
-FLOOR_NOTE = "An ASR whose interval overlaps its floor (how often the goal is met without the trigger or, where there is none, by what was no target) is not distinguishable from no attack."
+FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs is not told from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
 _COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
 
 
@@ -23,7 +23,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
     lines += [
         "",
-        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, t over runs from three on. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
+        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: Wilson over the queries or targets of one run for one seed (a mean over several sets or probes has none), none for two, t over runs from three on and, where all runs agree, Wilson over all their targets, or over runs for queries. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
     ]
     lines += _detection(found) + _judged(found) + _against_augmentation(runs, found)
     lines += [f"- {escape(note)}" for note in notes]
@@ -121,23 +121,23 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
         return []
     if "clip+aug" not in defenses:
         return ["There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here."]
-    compared, refused = compare(runs, "clip+aug", others)
-    rows: dict[tuple[str, str], dict[str, Comparison]] = {}
+    # Corrected for all defenses that are compared, not for those shown alone, so that every table gives one p.
+    compared, refused = compare(runs, "clip+aug")
+    rows: dict[tuple[str, ...], dict[str, Comparison]] = {}
     for one in compared:
-        rows.setdefault((one.attack, one.defense), {})[one.metric] = one
+        rows.setdefault((one.attack, one.defense, one.scale, one.dataset, one.model), {})[one.metric] = one
+    several = len({key[2:] for key in rows}) > 1
     lines = []
-    for defense in others:
-        for attack in [name for name in dict.fromkeys(group.key[0] for group in found) if (name, defense) in rows]:
-            by_metric = rows[(attack, defense)]
-            visible = [value for run in runs if run.label("attack") == attack and run.label("defense") == defense if (value := per_run(run, "trigger_visible_share")) is not None]
-            cells = [_difference(by_metric[name]) if name in by_metric else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
-            lines.append(_line([escape(attack), escape(defense), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)]))
+    for group in sorted((group for group in found if group.key in rows and group.key[1] in others), key=lambda group: (*group.key[2:], others.index(group.key[1]))):
+        by_metric = rows[group.key]
+        visible = [value for run in group.runs if (value := per_run(run, "trigger_visible_share")) is not None]
+        cells = [_difference(by_metric[name]) if name in by_metric else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
+        attack = group.key[0] + (f" ({', '.join(group.key[2:])})" if several else "")
+        lines.append(_line([escape(attack), escape(group.key[1]), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)]))
     if not lines:
         return []
     header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
-    about = (
-        "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all rows of a column):"
-    )
+    about = "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all defenses and attacks compared with it in that column):"
     return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *(f"- {escape(note)}" for note in refused)]
 
 

@@ -24,7 +24,11 @@ from benchmark.report.tables import Group, groups, interval_of, place_of, wide_r
 
 LINES_A_PLOT = 6
 _LEGENDS = {
-    "asr": ("0 %", "100 %", "The stronger the colour, the worse. Below each value its 95 % interval and the floor: the same goal without the trigger or, where there is none, of what was no target."),
+    "asr": (
+        "0 %",
+        "100 %",
+        "The stronger the colour, the worse. Below each value its 95 % interval and the floor: the same goal without the trigger or, where there is none, of what was no target.",
+    ),
     "zero_shot": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "probe": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "cost": ("0 s", "", "Training alone; a training that came from the cache is charged in full. Times compare only within one machine."),
@@ -248,11 +252,12 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for reference in ("clip", "clip+aug"):
         augmented = reference.endswith("+aug")
         others = [name for name in dict.fromkeys(run.label("defense") for run in runs) if name.partition("[")[0].endswith("+aug") == augmented and name != reference]
-        found, _ = compare(runs, reference, others)
-        by_pair: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+        found, _ = compare(runs, reference)
+        by_pair: dict[tuple[str, ...], dict[str, Comparison]] = {}
         for one in found:
-            by_pair.setdefault((one.attack, one.defense, one.scale), {})[one.metric] = one
-        for (attack, defense, _), metrics in by_pair.items():
+            if one.defense in others:
+                by_pair.setdefault((one.attack, one.defense, one.scale, one.dataset, one.model), {})[one.metric] = one
+        for (attack, defense, *_), metrics in by_pair.items():
             cells = [_points(metrics.get(name)) for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
             seeds = max(one.n_runs for one in metrics.values())
             rows.append({"names": (attack, defense, reference), "seeds": seeds, "cells": cells})

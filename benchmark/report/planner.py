@@ -147,7 +147,11 @@ def _spread(sd: float | None, results: Path) -> Spread | None:
             if len(shared) >= 3 and len(one) == len(two) == len(shared):
                 of_differences.append(float(np.var(np.subtract(one, two), ddof=1)))
     spread = math.sqrt(float(np.mean(variances)))
-    return Spread(spread, math.sqrt(float(np.mean(of_differences))) if of_differences else spread * math.sqrt(2), f"of {len(variances)} cells in {results}")
+    return Spread(
+        spread,
+        math.sqrt(float(np.mean(of_differences))) if of_differences else spread * math.sqrt(2),
+        f"of {len(variances)} cells in {results}, whose own go from {_points(math.sqrt(min(variances)))} to {_points(math.sqrt(max(variances)))}",
+    )
 
 
 def _values(runs: Sequence[Run]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from benchmark.evaluate.statistics import Interval
@@ -112,7 +113,7 @@ def seconds(group: Group) -> float | None:
 
 
 def trades(panel: Panel, attack: str) -> list[Trade]:
-    """Cost against ASR of every defense on this attack that has both; cost as a multiple of `clip`'s on the same seeds."""
+    """Cost against ASR of every defense on this attack that has both; cost as a multiple of `clip`'s, the median over shared seeds."""
     base = next((groups[0] for (one, defense), groups in panel.cells.items() if one == attack and defense == "clip"), None)
     if base is None:
         return []
@@ -123,7 +124,7 @@ def trades(panel: Panel, attack: str) -> list[Trade]:
             ratios = [run.cost["train_seconds"] / spent for run in group.runs if (spent := reference.get(run.seed)) and run.cost.get("train_seconds")]
             asr = mean_of([per_run(run, "asr") for run in group.runs])
             if ratios and asr is not None:
-                rows.append((group, sum(ratios) / len(ratios), asr))
+                rows.append((group, median(ratios), asr))
     found = []
     for group, cost, asr in rows:
         told = group.runs[0].record["told"] != "nothing"

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmark.evaluate.statistics import Interval, over_runs, wilson
+from benchmark.evaluate.statistics import Interval, wilson
 from benchmark.grid import Expected
 from benchmark.report.judged import sections
 from benchmark.report.markdown import percent
@@ -27,7 +27,9 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
         return
     roomy = console.width >= 100  # a row of short names fits into 80 columns unbroken
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1) if roomy else 0)
-    table.caption = "floor: the same goal without the trigger or, where there is none, of what was no target. Intervals: 95 %, over queries or targets for one seed, over runs from three on."
+    table.caption = (
+        "floor: the same goal without the trigger or, where there is none, of what was no target. Intervals: 95 %, over queries or targets for one seed, over runs from three on."
+    )
     table.caption_style, table.caption_justify = "dim", "left"
     for name in ("attack", "defense"):
         table.add_column(name, overflow="fold", min_width=10)
@@ -72,10 +74,9 @@ def _row(group: Any) -> list[str]:
     means = {name: sum(v for v in found if v is not None) / len(found) if all(v is not None for v in found) else None for name, found in values.items()}
     interval, n = "", ""
     if means["asr"] is not None:
-        entry = runs[0].values("asr")[0]
-        found = over_runs([value for value in values["asr"] if value is not None], entry["n"], entry["units"])
+        found = interval_of(group, "asr")
         interval = f" [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found.low is not None and found.high is not None else ""
-        n = str(entry["n"])
+        n = str(sum(entry["n"] for entry in runs[0].values("asr")))
     poison = runs[0].record["poison"]
     share = f"{100 * poison['poison_rate']:.2f} %" if poison["n_poison"] else "0"
     return [

@@ -20,6 +20,7 @@ from benchmark.settings import digest
 from benchmark.stages import damage
 
 _SHOWN = 5
+_RATES = ("asr", "triggered_acc1", "zero_shot_acc1", "zero_shot_acc5", "linear_probe_acc1", "linear_probe_asr")
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,15 @@ class Verified:
 
 def verify(results: Path) -> Verified:
     """Checks every run under `results`: files against their marker, id against settings, cards against their hashes, values
-    against predictions, intervals against values; then the tables in the folder against the runs.
+    against predictions, intervals against values, the curve's last point against the values; then the tables in the folder
+    against the runs. Points of the curve before the last cannot be checked: their predictions are not kept.
+
+    Raises:
+        BenchError: no runs there.
     """
     runs = load(results)
+    if not runs:
+        raise BenchError(f"no recorded run in {results}")
     problems: list[str] = []
     values = done = 0
     without: Counter[str] = Counter()
@@ -96,17 +103,36 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
             problems.append(f"{name} refers to a card that the record does not have")
         problems += _interval_problem(name, entry)
         again = known.get((entry["name"], entry["of"]))
-        if again is None or entry["value"] is None:
+        if again is None:
             missing.append(entry["name"])
             continue
         n_done += 1
-        if abs(again.value - entry["value"]) > again.tolerance:
+        if entry["value"] is None:
+            problems.append(f"{name} has no value in the record and {again.value:.6g} by the saved predictions")
+        elif abs(again.value - entry["value"]) > again.tolerance:
             problems.append(f"{name} is {entry['value']:.6g} in the record and {again.value:.6g} by the saved predictions")
-    return problems, n_done, missing
+    return problems + _curve_problems(record), n_done, missing
+
+
+def _curve_problems(record: dict[str, Any]) -> list[str]:
+    """Where the last point of the curve, which is the model that was measured, says something else than the metrics."""
+    if not record["curve"] or record["curve"][-1]["epoch"] != max(point["epoch"] for point in record["curve"]):
+        return []
+    last = record["curve"][-1].get("metrics", {})
+    pairs = [(f"{entry['name']}/{entry['of']}", entry["value"]) for entry in record["metrics"]]
+    return [
+        f"{name} is {last[name]} at the last epoch of the curve and {value} among the metrics"
+        for name, value in pairs
+        if name in last and ((last[name] is None) != (value is None) or (value is not None and abs(last[name] - value) > 1e-6))
+    ]
 
 
 def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
-    if entry["value"] is None or not kind_of_interval(entry).startswith("Wilson"):
+    if entry["value"] is None:
+        return []
+    if entry["low"] is None and (entry["name"] in _RATES or entry["name"].startswith("asr_top")):
+        return [f"{name} has no interval, and is a rate over {entry['n']} {entry['units']}"]
+    if not kind_of_interval(entry).startswith("Wilson"):
         return []
     low, high = wilson(entry["value"] * entry["n"], entry["n"])
     if max(abs(low - entry["low"]), abs(high - entry["high"])) <= 1e-9:
