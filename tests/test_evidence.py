@@ -87,7 +87,7 @@ def test_a_curve_that_ends_elsewhere_than_the_metrics_and_a_lost_interval_are_sa
     assert "asr_top5/backdoor has no interval" in problems
     assert "triggered_acc1/backdoor has no value in the record" in problems
     (tmp_path / "empty" / "runs").mkdir(parents=True)
-    with pytest.raises(BenchError, match="no run"):
+    with pytest.raises(BenchError, match="no recorded run"):
         verify(tmp_path / "empty")
 
 

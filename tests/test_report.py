@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from benchmark.errors import BenchError
 from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import differences
 from benchmark.report.insert import inserted
@@ -186,6 +187,8 @@ def test_labels_with_options_are_found_by_their_bare_name():
     assert select([plain, changed], defenses=["roclip[every=3]"]) == [changed]
     assert select([plain, changed], where=["train.epochs=4"]) == [plain, changed]
     assert select([plain, changed], where=["attack.trigger=white"]) == []
+    with pytest.raises(BenchError, match="no run here has a setting 'train.epoch'"):
+        select([plain, changed], where=["train.epoch=4"])
 
 
 def test_hostile_text_is_shown_and_not_run():

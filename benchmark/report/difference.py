@@ -39,7 +39,7 @@ def find_run(name: str, results: Path) -> Run:
 
 def differing(left: Run, right: Run) -> list[str]:
     """Lines for people: what differs in settings, data, poison and definitions, then in results. One line if nothing does."""
-    lines: list[str] = []
+    lines = [" -> ".join(f"{run.record['run_id']} ({run.label('attack')}, {run.label('defense')}, {run.label('scale')}, seed {run.seed})" for run in (left, right))]
     for title, section in _SECTIONS:
         changes = [f"  {path}: {one} -> {two}" for path, one, two in changed(left.record.get(section), right.record.get(section))]
         lines += [f"{title}:", *changes] if changes else []

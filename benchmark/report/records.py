@@ -64,8 +64,14 @@ def select(runs: Sequence[Run], attacks: Sequence[str] = (), defenses: Sequence[
 
     Args:
         where: `key=value` over the resolved settings, with dots: `train.epochs=12`, `attack.options.rate=0.001`.
+
+    Raises:
+        BenchError: a key that no run has.
     """
     conditions = [_condition(text) for text in where]
+    for key, _ in conditions:
+        if runs and all(_lookup(run.record["resolved"], key) is None for run in runs):
+            raise BenchError(f"no run here has a setting {key!r}; `resolved` in a record lists them, for instance train.epochs or attack.rate")
     chosen = []
     for run in runs:
         fits = all(not wanted or any(_matches(run.label(key), name) for name in wanted) for key, wanted in (("attack", attacks), ("defense", defenses), ("scale", scales)))
