@@ -187,7 +187,7 @@ def test_labels_with_options_are_found_by_their_bare_name():
     assert select([plain, changed], defenses=["roclip[every=3]"]) == [changed]
     assert select([plain, changed], where=["train.epochs=4"]) == [plain, changed]
     assert select([plain, changed], where=["attack.trigger=white"]) == []
-    with pytest.raises(BenchError, match="no run here has a setting 'train.epoch'"):
+    with pytest.raises(BenchError, match="no run here has a setting"):
         select([plain, changed], where=["train.epoch=4"])
 
 
