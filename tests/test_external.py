@@ -78,7 +78,8 @@ def test_an_earlier_snapshot_has_the_metrics_of_its_point_on_the_curve(shared, r
     record = evaluate(shared, training / "epoch-001.safetensors", attack="backdoor")
     for name, value in run["curve"][0]["metrics"].items():
         metric, _, of = name.partition("/")
-        assert values(record, metric)[of] == value
+        if of != "pairs":  # a checkpoint is measured without the pairs that it was trained on
+            assert values(record, metric)[of] == value
     assert record["metrics"] != run["metrics"]
 
 

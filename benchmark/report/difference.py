@@ -48,7 +48,7 @@ def differing(left: Run, right: Run) -> list[str]:
     results = result_lines(left, right)
     lines += ["results:", *results] if results else []
     if canonical(left.record) == canonical(right.record):
-        return [f"{left.record['run_id']}: the same record, byte for byte", *lines]
+        return [f"{left.record['run_id']}: the same record, byte for byte", *lines[1:]]
     if not results:
         lines.append("results: the same")
     return lines
