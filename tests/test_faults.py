@@ -50,6 +50,15 @@ def finish(results: Path, *more: str) -> bytes:
     return record.read_bytes()
 
 
+def wait_for_epoch(process: subprocess.Popen[str], results: Path, epoch: int) -> None:
+    """Until a training that goes on has saved this epoch."""
+    deadline = time.monotonic() + 600
+    while not list(results.glob(f"cache/train/*.part/epoch-{epoch:03d}.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The record, and how long the run took."""
@@ -75,11 +84,7 @@ def test_a_killed_run_continues_to_the_same_record(seed, undisturbed, tmp_path):
 
 def test_a_run_killed_in_the_middle_of_training_does_not_train_its_epochs_again(undisturbed, tmp_path):
     process = start(tmp_path, "--keep-snapshots")
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("cache/train/*.part/epoch-002.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_epoch(process, tmp_path, 2)
     process.kill()
     process.communicate()
     written = next(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")).stat().st_mtime_ns
@@ -99,11 +104,7 @@ def test_fifty_kills_end_with_the_same_record(seed, undisturbed, tmp_path):
 
 def test_ctrl_c_ends_with_130_and_a_word(undisturbed, tmp_path):
     process = start(tmp_path)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_epoch(process, tmp_path, 1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
@@ -148,11 +149,7 @@ def test_two_processes_on_one_run_make_one_record(undisturbed, tmp_path):
 
 def test_a_clock_that_was_set_back_or_forward_changes_nothing(undisturbed, tmp_path):
     process = start(tmp_path)
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("cache/train/*.part/epoch-002.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_epoch(process, tmp_path, 2)
     process.kill()
     process.communicate()
     for index, path in enumerate(sorted(tmp_path.rglob("*"))):
@@ -183,11 +180,7 @@ def test_a_killed_worker_is_replaced_and_the_others_finish(undisturbed, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmark", *arguments, "--results", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     )
-    deadline = time.monotonic() + 600
-    while not list(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_epoch(process, tmp_path, 1)
     notes = [path.read_text() for path in tmp_path.glob("running/*.json")]
     os.kill(next(json.loads(note)["process"] for note in notes if note), signal.SIGKILL)
     _, errors = process.communicate(timeout=600)
