@@ -115,11 +115,22 @@ def test_permuting_names_with_labels_changes_nothing_and_names_alone_drop_accura
 
 
 def test_several_models_vote():
-    good, bad = Given(one_hot_texts), Given(lambda texts: one_hot_texts(texts).roll(1, 0))
+    good, above, below = Given(one_hot_texts), Given(lambda texts: one_hot_texts(texts).roll(1, 0)), Given(lambda texts: one_hot_texts(texts).roll(-1, 0))
     labels = [0, 1, 2]
     eval_set = eval_set_of(labels, shown(np.eye(7)[labels] * 255))
-    assert zero_shot(Encoder([good, good, bad]), eval_set)[0][0].value == 1.0
-    assert zero_shot(Encoder([good, bad]), eval_set)[0][0].value == 0.0
+    assert zero_shot(Encoder([good, good, above]), eval_set)[0][0].value == 1.0
+    assert zero_shot(Encoder([above, above, good]), eval_set)[0][0].value == 0.0
+    # One vote each for a class and the next: the smaller one is predicted, as the certificate says.
+    assert zero_shot(Encoder([good, above]), eval_set)[0][0].value == 1.0
+    assert zero_shot(Encoder([good, below]), eval_set)[0][0].value == pytest.approx(1 / 3)
+
+
+def test_classes_without_a_vote_stay_tied():
+    model = Given(one_hot_texts)
+    eval_set = eval_set_of([0], shown(np.eye(7)[[0]] * 255))
+    scores = Encoder([model, model]).scores("made", eval_set.test.images, eval_set)
+    assert ranks(scores, torch.tensor([0])).item() == 1
+    assert {ranks(scores, torch.tensor([other])).item() for other in range(1, scores.shape[1])} == {scores.shape[1]}
 
 
 def test_a_feature_that_is_not_finite_names_its_image():

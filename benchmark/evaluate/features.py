@@ -56,14 +56,15 @@ class Encoder:
     def scores(self, name: str, images: NDArray[np.uint8], eval_set: EvalSet, trigger: Trigger | None = None) -> Tensor:
         """Class scores float32 (n, C): cosines of one model, or the share of votes of several; `trigger` is for the prompts.
 
-        Shares are lowered by less than a vote so that of classes with as many votes the first is ahead.
+        Of classes with as many votes the first is ahead, by less than a vote: that is the prediction which is certified. Classes
+        without a vote stay tied.
         """
         cosines = [features @ weights.T for features, weights in zip(self.images(name, images), self.prototypes(eval_set, trigger), strict=True)]
         if len(cosines) == 1:
             return cosines[0]
         n_classes = len(eval_set.classnames)
         votes = torch.stack([functional.one_hot(one.argmax(dim=1), n_classes).float() for one in cosines]).mean(dim=0)
-        return votes - 0.5 / len(cosines) * torch.arange(n_classes, device=votes.device) / n_classes
+        return votes - (votes > 0) * (0.5 / len(cosines) * torch.arange(n_classes, device=votes.device) / n_classes)
 
     def collapsed(self, name: str, images: NDArray[np.uint8]) -> bool:
         """Whether 256 clean images all look the same to a model (mean pairwise cosine above 0.999)."""
