@@ -122,7 +122,7 @@ def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: li
     """The record of the run, written down; None if its training must be made again."""
     settings = cell.settings
     record = open_record(poisoned.record)
-    probes = cell.attack.probes(cell.suite, record.kept)
+    probes = plugin_code("attack", cell.attack_plugin, lambda: cell.attack.probes(cell.suite, record.kept))
     evaluator = Evaluator(cell.suite, probes, poison_key(poisoned, settings.sham), cell.stages)
     probe = None if settings.evaluation.linear_probe == "none" else settings.evaluation.linear_probe
     weights = [model.identity() for model in models]
@@ -137,8 +137,7 @@ def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: li
     except _SnapshotsGone as gone:
         # Another evaluation took them away and this one needs them: train again, from the same seed to the same weights.
         cell.progress.say("the snapshots of this training were removed after another evaluation; training it again")
-        shutil.rmtree(gone.folder)
-        gone.folder.with_name(gone.folder.name + ".snapshots.json").unlink(missing_ok=True)
+        _forget_training(cell, gone.folder)
         return None
     found, warned = _row_metrics(lab, record, poisoned, n_models=len(models))
     metrics += found
@@ -265,11 +264,29 @@ class _Pairs:
 
 def _snapshot_names(folder: Path) -> dict[str, str]:
     """Weight hashes by epoch, kept beside the training so that evaluations of dropped snapshots are found again."""
-    path = folder.with_name(folder.name + ".snapshots.json")
-    if not path.is_file():
-        write_atomically(path, canonical({str(epoch): weights_hash(file) for epoch, file in snapshots(folder).items()}).encode())
-    names: dict[str, str] = json.loads(path.read_text())
-    return names
+    present = {str(epoch): weights_hash(file) for epoch, file in snapshots(folder).items()}
+    path = _names_file(folder)
+    names: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    if present.items() <= names.items():
+        return names
+    write_atomically(path, canonical(present).encode())  # a new training, or one made again to other weights
+    return present
+
+
+def _names_file(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".snapshots.json")
+
+
+def _forget_training(cell: Cell, folder: Path) -> None:
+    """Removes a training whose snapshots are gone, unless another process has made it again meanwhile."""
+    with cell.stages.lock(folder):
+        path = _names_file(folder)
+        listed = json.loads(path.read_text()) if path.is_file() else {}
+        if folder.is_dir() and len(snapshots(folder)) >= len(listed):
+            return
+        path.unlink(missing_ok=True)
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 def _load(cell: Cell, path: Path) -> list[Model]:
@@ -322,8 +339,7 @@ def _record(
     collapsed: bool,
     said: Said,
 ) -> dict[str, Any]:
-    logged = [line for folder in lab.trainings for row in json.loads((folder / "log.json").read_text()) for line in row.get("warnings", [])]
-    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *lab.warnings, *logged, *said.warnings]
+    warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *lab.warnings, *lab.logged, *said.warnings]
     if packed.n_long:
         warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
     if collapsed:
@@ -352,7 +368,7 @@ def _record(
 
 
 def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
-    costs = [json.loads((folder / "cost.json").read_text()) for folder in lab.trainings]
+    costs = lab.costs
     return {
         "train_seconds": sum(one["seconds"] for one in costs),
         "pairs_trained": sum(one["pairs_trained"] for one in costs),

@@ -24,7 +24,7 @@ from benchmark.errors import BenchError
 from benchmark.matrix import Outcome, run_one
 from benchmark.progress import Progress, silent
 from benchmark.registry import find, source_files, source_hash
-from benchmark.request import Asked, scale_of
+from benchmark.request import Asked, absolute, scale_of
 from benchmark.stages import write_atomically
 from benchmark.status import note_failure
 from benchmark.train.distributed import SharedStages
@@ -135,9 +135,9 @@ def run_on_ray(cells: Sequence[Asked], cluster: Cluster, progress: Progress) -> 
 def _drive(ray: Any, cells: Sequence[Asked], cluster: Cluster, progress: Progress) -> list[Outcome]:
     device = cells[0].request.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
     token = uuid.uuid4().hex
-    keys = ray.remote(num_cpus=0)(Keys).remote()
+    keys = _keys(ray)
     run = ray.remote(max_retries=0)(_run_cell)
-    asked = [_absolute(replace(cell, request=replace(cell.request, device=device))) for cell in cells]
+    asked = [absolute(replace(cell, request=replace(cell.request, device=device))) for cell in cells]
     for folder in {folder for cell in asked for folder in _shared_folders(cell)}:
         _leave_token(folder, token)
     carried = [(_carry("attack", cell.attack), _carry("defense", cell.defense.removesuffix("+aug"))) for cell in asked]
@@ -145,13 +145,16 @@ def _drive(ray: Any, cells: Sequence[Asked], cluster: Cluster, progress: Progres
     outcomes: dict[int, Outcome] = {}
     attempts: Counter[int] = Counter()
     most = cells[0].request.jobs or len(cells)
+    for line in dict.fromkeys(_too_much(ray, one, cluster) for one in asked):
+        if line:
+            progress.say(line)
     try:
         while len(outcomes) < len(asked):
             while ready and len(running) < most:
                 index = ready.popleft()
                 holder = uuid.uuid4().hex
-                options = {"num_cpus": scale_of(asked[index].request).train.threads, "num_gpus": _gpus(asked[index], cluster)}
-                running[run.options(**options).remote(asked[index], *carried[index], token, keys, holder)] = (index, holder)
+                cpus, gpus = _demand(asked[index], cluster)
+                running[run.options(num_cpus=cpus, num_gpus=gpus).remote(asked[index], *carried[index], token, keys, holder)] = (index, holder)
             ended = ray.wait(list(running), timeout=_ASK_AGAIN)[0] if running else []
             for one in ended:
                 index, holder = running.pop(one)
@@ -185,6 +188,28 @@ def _drive(ray: Any, cells: Sequence[Asked], cluster: Cluster, progress: Progres
             with contextlib.suppress(OSError):
                 _token_file(folder, token).unlink(missing_ok=True)
     return [outcomes[index] for index in range(len(cells))]
+
+
+def _keys(ray: Any) -> Any:
+    """The granting actor, on this machine: a node that is lost must not take it along."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(Keys).options(scheduling_strategy=here).remote()
+
+
+def _demand(asked: Asked, cluster: Cluster) -> tuple[int, float]:
+    """CPUs and GPUs of a cell."""
+    return scale_of(asked.request).train.threads, _gpus(asked, cluster)
+
+
+def _too_much(ray: Any, asked: Asked, cluster: Cluster) -> str:
+    """A line about a cell that no node has room for, so that it waits for one that may never come; empty if one has."""
+    cpus, gpus = _demand(asked, cluster)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return ""
+    return f"no node of the cluster has the {cpus} CPUs and {gpus:g} GPUs that a cell takes (train.threads, --gpus); waiting for one that joins"
 
 
 def _run_cell(asked: Asked, attack: Carried, defense: Carried, token: str, keys: Any, holder: str) -> Outcome | str:
@@ -235,13 +260,6 @@ def _unpacked(kind: Any, plugin: Carried) -> Iterator[str]:
         yield str(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _absolute(asked: Asked) -> Asked:
-    request = asked.request
-    paths = {name: value.absolute() for name in ("results", "cache", "keep", "data", "image_root", "eval_root") for value in [getattr(request, name)] if value is not None}
-    sets = tuple(str(Path(one).absolute()) if Path(one).exists() else one for one in request.eval)
-    return replace(asked, request=replace(request, eval=sets, **paths))
 
 
 def _shared_folders(asked: Asked) -> list[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -130,16 +132,26 @@ def run_all(cells: Sequence[Asked], progress: Progress, cluster: Cluster | None 
         from benchmark.cluster import run_on_ray
 
         return run_on_ray(cells, cluster, progress)
-    jobs = min(cells[0].request.jobs or os.cpu_count() or 1, len(cells))
-    # Data that all cells share is made before they start, so that no worker waits for another's drawing.
-    try:
-        open_cell(cells[0], progress)
-    except BenchError as error:
-        if len(cells) == 1:
-            return [Outcome(cells[0], None, str(error), True)]
+    jobs = min(side_by_side(cells[0]), len(cells))
     if jobs == 1 or several_processes():
         return [run_one(asked, progress) for asked in cells]
+    # Data that all cells share is made before they start, so that no worker waits for another's drawing. What is wrong with
+    # them, each cell says for itself.
+    with contextlib.suppress(BenchError, OSError):
+        open_cell(cells[0], progress)
     return _run_pool(cells, jobs, progress)
+
+
+def side_by_side(asked: Asked) -> int:
+    """How many cells like this one run at once on this machine, unless the request says it: what its cores hold, and on a GPU four small models or one large."""
+    import torch
+
+    if asked.request.jobs:
+        return asked.request.jobs
+    scale = scale_of(asked.request)
+    cores = max(1, (os.cpu_count() or 1) // scale.train.threads)
+    on_gpu = (asked.request.device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+    return min(cores, 4 if scale.model.name == "bench-small" else 1) if on_gpu else cores
 
 
 def several_processes() -> bool:
@@ -150,11 +162,14 @@ def several_processes() -> bool:
 def run_one(asked: Asked, progress: Progress, stages: Stages | None = None, noted_as: Asked | None = None) -> Outcome:
     """The outcome of one cell, run in this process; a failure leaves its reason on disk.
 
+    Where several processes train together, a failure is raised as well: they stay in step, or end.
+
     Args:
         stages: replaces the request's cache.
         noted_as: the cell as it was asked for, where plugins have another path here.
     """
     from benchmark.status import note_failure, noted
+    from benchmark.train import distributed
 
     noted_as = noted_as or asked
     with noted(noted_as):
@@ -164,7 +179,10 @@ def run_one(asked: Asked, progress: Progress, stages: Stages | None = None, note
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             outcome = Outcome(asked, None, f"no room left on the disk of {asked.request.cache_folder}; free some, and the same command continues from here")
-    note_failure(noted_as, outcome.error)
+    if distributed.leads():
+        note_failure(noted_as, outcome.error)
+    if outcome.error is not None and distributed.size() > 1:
+        raise (BenchError if outcome.bad_request else PluginError)(outcome.error)
     return outcome
 
 
@@ -180,16 +198,17 @@ def _run_one(asked: Asked, progress: Progress, stages: Stages | None) -> Outcome
         if record is None:
             record = run_cell(cell)
             if kept and distributed.leads():
-                keep(cell.folder, kept / cell.settings.run_id)
+                with replace(cell.stages, root=cell.results).lock(cell.folder):
+                    keep(cell.folder, kept / cell.settings.run_id)
         return Outcome(asked, record)
     except BenchError as error:
-        if distributed.size() > 1:
-            raise  # the processes of one training stay in step, or end
         return Outcome(asked, None, str(error), True)
     except PluginError as error:
-        if distributed.size() > 1:
-            raise
         return Outcome(asked, None, str(error))
+    except Exception as error:
+        if distributed.size() > 1 or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        return Outcome(asked, None, f"the run failed:\n{traceback.format_exc().strip()}")
 
 
 def _run_pool(cells: Sequence[Asked], jobs: int, progress: Progress) -> list[Outcome]:

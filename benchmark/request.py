@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,14 @@ def scale_of(request: Request) -> Scale:
         section = next(name for name, model in sections.items() if model.__name__ == error.title)
         raise BenchError(f"{section}.{problem['loc'][0]}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}") from None
     return scale.model_copy(update=changed)
+
+
+def absolute(asked: Asked) -> Asked:
+    """The cell with all its paths made absolute."""
+    request = asked.request
+    paths = {name: value.absolute() for name in ("results", "cache", "keep", "data", "image_root", "eval_root") for value in [getattr(request, name)] if value is not None}
+    sets = tuple(str(Path(one).absolute()) if Path(one).exists() else one for one in request.eval)
+    return replace(asked, request=replace(request, eval=sets, **paths))
 
 
 def pack_settings(request: Request) -> PackSettings:

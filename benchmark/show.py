@@ -55,7 +55,7 @@ def describe(name: str) -> str:
     """A plugin's docstring, options and presets, or a scale's settings."""
     if name in SCALES:
         scale = SCALES[name]
-        sections = {section: getattr(scale, section).model_dump() for section in ("data", "train", "augment", "model", "evaluation")}
+        sections = {section: dict(getattr(scale, section)) for section in ("data", "train", "augment", "model", "evaluation")}
         lines = [f"{name}: {scale.summary}", ""]
         for section, values in sections.items():
             lines += [f"  {section}.{option} = {value}" for option, value in values.items()]

@@ -17,10 +17,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from benchmark.errors import BenchError
-from benchmark.matrix import Resolved, labels_of, resolve
+from benchmark.matrix import Resolved, labels_of, resolve, side_by_side
 from benchmark.progress import silent
 from benchmark.registry import find
-from benchmark.request import Asked, Request, scale_of
+from benchmark.request import Asked, Request, absolute, scale_of
 from benchmark.settings import RunSettings, digest
 from benchmark.stages import Stages, write_atomically
 
@@ -29,7 +29,7 @@ Costs = dict[tuple[str, str, int, int], list[float]]
 
 # Rough, from one core of the machine described in results/performance.md, for cells of which no kin is recorded.
 _SECONDS_PER_PAIR = {"bench-small": 1 / 1500, "RN50": 1 / 4, "RN50-quickgelu": 1 / 4}
-_HOW = ("attacks", "defenses", "seeds", "results", "cache", "jobs", "baseline", "keep_snapshots", "keep")
+_HOW = ("attacks", "defenses", "seeds", "results", "cache", "jobs", "baseline", "keep_snapshots", "keep", "device", "reading")
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class State:
 
 
 def cell_key(asked: Asked) -> str:
-    """A name for what a cell asks for, known before its data are opened."""
+    """A name for what a cell asks for, known before its data are opened and equal on all machines that share the folders."""
+    asked = absolute(asked)
     request = {field.name: getattr(asked.request, field.name) for field in fields(Request) if field.name not in _HOW}
-    request["reading"] = asdict(asked.request.reading)
     facts = {**asdict(replace(asked, request=Request())), "request": request}
     return digest(json.loads(json.dumps(facts, default=str)))[:16]
 
@@ -65,7 +65,7 @@ def noted(asked: Asked) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # who needs the folder says so itself
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = held.enter_context(open(path, "w"))
+            handle = held.enter_context(open(path, "w+"))  # NFS wants a file that can be read for this lock, and written for that below
             fcntl.flock(handle, fcntl.LOCK_SH)
             handle.write(json.dumps({"cell": asked.name, "process": os.getpid()}))
             handle.flush()
@@ -215,7 +215,7 @@ def _note(results: Path, kind: str, asked: Asked) -> Path:
 def _held(path: Path) -> bool:
     """Whether a living process holds the note's lock."""
     try:
-        with open(path) as handle:
+        with open(path, "r+") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -272,7 +272,7 @@ def _costs(folder: Path, recorded: Mapping[str, RunSettings]) -> Costs:
 
 
 def _jobs(cells: Sequence[Asked], most: int) -> int:
-    return max(1, min((cells[0].request.jobs or os.cpu_count() or 1) if cells else 1, most))
+    return max(1, min(side_by_side(cells[0]) if cells else 1, most))
 
 
 def _disk(cells: Sequence[Asked], request: Request) -> str:

@@ -3,15 +3,19 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import benchmark
+from benchmark.cell import _forget_training, _snapshot_names
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
 from benchmark.matrix import open_cell
 from benchmark.progress import silent
 from benchmark.request import Request, plan
+from benchmark.stages import Stages, seal
+from benchmark.train.lab import drop_snapshots
 
 TINY = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=2")
 
@@ -233,3 +237,59 @@ def test_a_fresh_record_agrees_with_its_predictions_value_for_value(shared, tmp_
     found = verify(tmp_path)
     assert found.problems == []
     assert found.without.keys() <= {"n_ties", "linear_probe_lambda"}
+
+
+def test_a_training_that_was_stopped_before_its_marker_is_not_trained_again(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    (folder,) = (path for path in (tmp_path / "cache" / "train").iterdir() if path.is_dir())
+    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "cache" / "evaluate")
+    shutil.rmtree(tmp_path / "cache" / "trained_pairs")
+    run(tmp_path, sets=("train.lr=0.001",), keep_snapshots=True)
+    (other,) = (path for path in (tmp_path / "cache" / "train").iterdir() if path.is_dir() and path != folder)
+    part = other.rename(other.with_name(other.name + ".part"))
+    (part / "done.json").unlink()
+    (part / ".state.pt.1").write_bytes(b"half")
+    for record in (tmp_path / "runs").iterdir():
+        if record.is_dir():
+            shutil.rmtree(record)
+
+    def trains(*_):
+        raise AssertionError("it was trained again")
+
+    monkeypatch.setattr("benchmark.train.lab.train", trains)
+    second = run(tmp_path, sets=("train.lr=0.001",))
+    assert second["run_id"] != first["run_id"]
+    assert not list(other.glob(".*"))
+
+
+def test_snapshots_of_a_training_that_was_made_again_are_not_those_before(tmp_path):
+    (tmp_path / "key").mkdir()
+    for epoch in (1, 2):
+        (tmp_path / "key" / f"epoch-{epoch:03d}.safetensors").write_bytes(b"old %d" % epoch)
+    seal(tmp_path / "key", {})
+    first = _snapshot_names(tmp_path / "key")
+    drop_snapshots(tmp_path / "key")
+    assert _snapshot_names(tmp_path / "key") == first
+    assert set(first) == {"1", "2"}
+    (tmp_path / "key" / "epoch-002.safetensors").write_bytes(b"new 2")
+    seal(tmp_path / "key", {})
+    assert _snapshot_names(tmp_path / "key").keys() == {"2"}
+    assert _snapshot_names(tmp_path / "key")["2"] != first["2"]
+
+
+def test_a_training_is_forgotten_only_if_snapshots_are_missing(tmp_path):
+    cell = SimpleNamespace(stages=Stages(tmp_path))
+    folder = tmp_path / "train" / "key"
+    folder.mkdir(parents=True)
+    for epoch in (1, 2):
+        (folder / f"epoch-{epoch:03d}.safetensors").write_bytes(b"%d" % epoch)
+    seal(folder, {})
+    _snapshot_names(folder)
+    _forget_training(cell, folder)
+    assert folder.is_dir()
+    drop_snapshots(folder)
+    _forget_training(cell, folder)
+    assert not folder.exists()
+    assert not folder.with_name("key.snapshots.json").exists()
+    _forget_training(cell, folder)  # another process was first

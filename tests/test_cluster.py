@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cluster import Keys
+from benchmark.cluster import Cluster, Keys, _too_much
+from benchmark.request import Asked, Request
 
 pytest.importorskip("ray")
 
@@ -43,6 +44,17 @@ class Mine(Defense):
     def loss(self, model, batch, now):
         return half(super().loss(model, batch, now))
 '''
+
+
+def test_a_cell_that_no_node_has_room_for_is_named():
+    class Nodes:
+        @staticmethod
+        def nodes():
+            return [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+
+    large = Asked("none", "clip", 0, Request(scale="paper", device="cuda"))
+    assert _too_much(Nodes, large, Cluster()).startswith("no node of the cluster has the 8 CPUs and 1 GPUs")
+    assert _too_much(Nodes, Asked("none", "clip", 0, Request(scale="small", device="cuda")), Cluster()) == ""
 
 
 @pytest.fixture(scope="module")

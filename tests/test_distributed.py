@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -180,3 +181,34 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 2)
     with pytest.raises(BenchError, match=r"cannot be divided among 2 processes; use --set train\.batch_size=62"):
         distributed.check_batch(63)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defense", ["clip", "roclip+aug"])
+def test_batch_statistics_of_each_process_stay_within_the_spread_of_seeds(defense, tmp_path):
+    """A run of the small scale in two processes, against the interval in which one more seed of the committed runs is expected (95 %)."""
+    from scipy.stats import t
+
+    told = ["run", "--attack", "backdoor", "--defense", defense, "--no-baseline", "--seeds", "5", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmark", *told]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=3000)
+    (path,) = tmp_path.glob("runs/*/record.json")
+    two = rates(path)
+    one = [rates(path) for path in (Path(__file__).parents[1] / "results/reference/main/runs").glob("*/record.json") if label(path) == ("backdoor", defense)]
+    assert len(one) == 5
+    for name in ("asr", "zero_shot_acc1"):
+        values = [seed[name] for seed in one]
+        reach = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) * (1 + 1 / len(values)) ** 0.5
+        print(f"{defense}, {name}: {two[name]:.4f} in two processes, {statistics.mean(values):.4f} -+ {reach:.4f} in one")  # noqa: T201
+        assert abs(two[name] - statistics.mean(values)) <= reach + 1 / 1000, name
+
+
+def label(path: Path) -> tuple[str, str]:
+    record = json.loads(path.read_text())
+    return record["label"]["attack"], record["label"]["defense"]
+
+
+def rates(path: Path) -> dict[str, float]:
+    """ASR, and zero-shot accuracy averaged over the sets."""
+    metrics = json.loads(path.read_text())["metrics"]
+    return {name: statistics.mean(metric["value"] for metric in metrics if metric["name"] == name) for name in ("asr", "zero_shot_acc1")}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,39 @@ def test_two_matrices_on_one_results_folder_make_each_record_once(undisturbed, t
     assert undisturbed[0] in records
     assert {path.read_bytes() for path in tmp_path.glob("runs/*/record.json")} == records
     assert len(list(tmp_path.glob("r/cache/train/*/log.json"))) == 4
+
+
+@pytest.mark.slow
+def test_the_example_grid_goes_on_after_it_was_killed(tmp_path):
+    grid = Path(__file__).parents[1] / "docs" / "example" / "grid.toml"
+    (tmp_path / "grid.toml").write_bytes(grid.read_bytes())
+
+    def matrix(results: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "benchmark", "matrix", str(tmp_path / "grid.toml"), "--jobs", "2", "--results", str(tmp_path / results)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
+
+    def kept(results: str) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in (tmp_path / results / "runs").glob("*/record.json")}
+
+    for done in (2, 9):
+        process = matrix("killed")
+        deadline = time.monotonic() + 1200
+        while len(kept("killed")) < done:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    first = kept("killed")
+    assert 9 <= len(first) < 18
+    for results in ("killed", "undisturbed"):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # the copies beside the grid, which would be taken as done
+        process = matrix(results)
+        _, errors = process.communicate(timeout=1800)
+        assert process.returncode == 0, errors
+    assert len(kept("undisturbed")) == 18
+    assert kept("killed") == kept("undisturbed")
+    assert first.items() <= kept("undisturbed").items()
 
 
 def test_a_killed_worker_is_replaced_and_the_others_finish(undisturbed, tmp_path):

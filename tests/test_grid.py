@@ -93,6 +93,11 @@ def test_the_reference_grids_can_be_read(path):
     assert read_grid(path, Request()).cells
 
 
+def test_the_example_grid_has_the_cells_that_the_document_says():
+    assert len(read_grid(ROOT / "docs" / "example" / "grid.toml", Request()).cells) == 18
+    assert "18 cells" in (ROOT / "docs" / "scaling.md").read_text()
+
+
 def test_what_is_set_for_a_whole_grid_reaches_the_parts_that_have_the_option(tmp_path):
     text = 'scale = "smoke"\nset = ["defense.every=3"]\n' + "".join(
         f'[[part]]\nattacks = ["{attack}"]\ndefenses = ["{defense}"]\n' for attack, defense in (("none", "clip"), ("backdoor", "roclip"))

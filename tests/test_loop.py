@@ -1,4 +1,6 @@
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from benchmark.progress import Progress, silent
 from benchmark.seeding import torch_generator
 from benchmark.settings import AugmentSettings, ModelSettings, TrainSettings
 from benchmark.train.eda import Eda
-from benchmark.train.loop import Budget, TrainingData, snapshot_name, train
+from benchmark.train.loop import Budget, TrainingData, opening, snapshot_name, train
 from benchmark.train.loss import contrastive
 from benchmark.train.model import Model, build, load_weights, optimizer
 from benchmark.train.schedule import factor, warmup
@@ -238,3 +240,36 @@ def test_training_leaves_global_generators_alone(tmp_path):
     before = torch.get_rng_state()
     trained(RoCLIP(pool_size=8, pool_fraction=None), tmp_path, 2, augmented=True)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_features_of_all_rows_read_no_more_than_a_batch_at_a_time(tmp_path):
+    asked = []
+
+    class Listening:
+        def __init__(self, images):
+            self.images, self.shape = images, images.shape
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, rows):
+            asked.append(len(rows))
+            return self.images[rows]
+
+    model = fresh()
+    data = data_of(model, Clip())
+    now = opening(model, replace(data, images=Listening(np.repeat(data.images, 20, axis=0)), plain_tokens=np.repeat(data.plain_tokens, 20, axis=0)), budget(1))
+    image, text = now.features()
+    assert image.shape == text.shape == (20 * N, 128)
+    assert max(asked) == 256
+    assert torch.equal(image, model.encode_images(np.repeat(data.images, 20, axis=0)))
+
+
+def test_what_a_defense_does_before_its_steps_counts_as_training_time(tmp_path):
+    class Slow(Clip):
+        def plan(self, epoch, now):
+            time.sleep(0.5)
+            return super().plan(epoch, now)
+
+    _, log = trained(Slow(), tmp_path)
+    assert all(row["seconds"] > 0.5 for row in log)

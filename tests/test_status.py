@@ -10,9 +10,10 @@ from PIL import Image
 
 from benchmark import status
 from benchmark.errors import BenchError
-from benchmark.matrix import run_all, run_one
+from benchmark.evaluate.measure import Evaluator
+from benchmark.matrix import run_all, run_one, side_by_side
 from benchmark.progress import silent
-from benchmark.request import Request, plan
+from benchmark.request import Asked, Request, absolute, plan
 
 SETS = ("train.epochs=1", "data.n_pairs=128", "data.n_held_out=32", "data.n_clean=32", "data.n_test=100", "data.n_probe=200", "evaluation.linear_probe=none")
 FAILING = '''
@@ -128,3 +129,39 @@ def test_a_full_disk_fails_the_cell_with_a_sentence_and_the_next_start_continues
     assert "no room left" in status.states([cell])[0].why
     assert run_one(cell, silent()).record == run_one(replace(cell, request=replace(cell.request, results=tmp_path / "undisturbed")), silent()).record
     assert not list(tmp_path.glob("failed/*.json"))
+
+
+def test_an_unforeseen_error_fails_its_cell_alone_and_leaves_its_reason(ran, tmp_path, monkeypatch):
+    cells = plan(replace(ran[0], results=tmp_path, defenses=("clip", "random")))
+    measured = Evaluator.measure
+
+    def breaks_once(*given):
+        monkeypatch.setattr(Evaluator, "measure", measured)
+        raise RuntimeError("the device is out of memory")
+
+    monkeypatch.setattr(Evaluator, "measure", breaks_once)
+    first, second = run_all(cells, silent())
+    assert first.error is not None
+    assert first.error.startswith("the run failed:\nTraceback")
+    assert not first.bad_request
+    assert second.error is None
+    assert "out of memory" in status.states(cells)[0].why
+
+
+def test_a_cell_has_one_name_wherever_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eval").mkdir()
+    asked = Asked("none", "clip", 0, Request(data=Path("pairs.tsv"), eval=("eval",), results=Path("r")))
+    elsewhere = replace(absolute(asked), request=replace(absolute(asked).request, device="cuda", jobs=3))
+    assert elsewhere.request.data == tmp_path / "pairs.tsv"
+    assert status.cell_key(elsewhere) == status.cell_key(asked)
+    assert status.cell_key(replace(asked, seed=1)) != status.cell_key(asked)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({"device": "cpu"}, 16), ({"device": "cuda"}, 4), ({"device": "cuda", "scale": "paper"}, 1), ({"device": "cpu", "scale": "paper"}, 2), ({"device": "cuda", "jobs": 7}, 7)],
+)
+def test_cells_side_by_side_are_as_many_as_the_machine_holds(monkeypatch, given, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert side_by_side(Asked("none", "clip", 0, Request(**given))) == expected

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from benchmark.perf import evaluation, reading, step, trainer, whole
+from benchmark.perf import evaluation, reading, step, towers, trainer, whole
 from benchmark.record import environment
 
 Line = tuple[str, Callable[[], float]]
@@ -25,8 +25,15 @@ def lines() -> list[Line]:
         ("a CLIP step without the backward pass of the text tower / with it (seconds; a matched epoch may take 0.03 more)", step.text_backward_ratio),
         ("loop with freed memory kept / given back (pairs per second)", step.allocator_ratio),
         ("training from JPEG files kept as bytes / from decoded pixels (pairs per second)", step.codec_ratio),
-        ("loop / open_clip_train, its best of 0, 1, 2 and 4 workers, 32 px (pairs per second; goal 2)", partial(trainer.ratio, trainer.SMALL_IMAGES)),
+        ("loop / open_clip_train, its best of 0, 1, 2 and 4 workers, one thread each, 32 px (pairs per second)", partial(trainer.ratio, trainer.SMALL_IMAGES)),
+        (
+            "two trainings on two cores / open_clip_train on two cores, its best of 1, 2 threads and 0, 1, 2, 4 workers, 32 px (pairs per second; goal 2)",
+            partial(trainer.machine_ratio, trainer.SMALL_IMAGES),
+        ),
         ("loop / open_clip_train, its best of 0, 1, 2 and 4 workers, RN50 at 224 px (pairs per second; goal 1)", partial(trainer.ratio, trainer.RN50)),
+        ("train.towers=compiled / plain, small (pairs per second of the second epoch)", towers.compiled_ratio),
+        ("train.towers=recomputed / plain, one step of RN50 at 224 px on 64 pairs (peak memory)", partial(towers.recomputed_ratio, "memory")),
+        ("train.towers=recomputed / plain, the same (seconds)", partial(towers.recomputed_ratio, "seconds")),
         ("SafeCLIP / CLIP, a cell without its evaluation (seconds)", partial(whole.cell_ratio, "safeclip")),
         ("filter (clipscore, trained twice) / CLIP, a cell without its evaluation (seconds)", partial(whole.cell_ratio, "clipscore")),
         ("linear probe with its choice of L2 / scikit-learn's over the same strengths (seconds)", evaluation.probe_ratio),

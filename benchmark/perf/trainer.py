@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from benchmark.errors import BenchError
@@ -22,7 +23,7 @@ WORKERS = (0, 1, 2, 4)
 _LAUNCH = """
 import runpy, sys, open_clip, torch
 import benchmark.train.small_convnet
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv.pop(1)))
 open_clip.add_model_config(sys.argv.pop(1))
 sys.argv[0] = "main"
 runpy.run_module("open_clip_train.main", run_name="__main__")
@@ -31,27 +32,45 @@ runpy.run_module("open_clip_train.main", run_name="__main__")
 
 @dataclass(frozen=True)
 class Setting:
-    """What both train: n drawn pairs of this side."""
+    """What both train: n drawn pairs of this side. `constant` is its name in this module."""
 
+    constant: str
     model: str
     side: int
     n: int
     batch: int
 
 
-SMALL_IMAGES = Setting("bench-small", 32, 3072, 128)
-RN50 = Setting("RN50", 224, 64, 16)
+SMALL_IMAGES = Setting("SMALL_IMAGES", "bench-small", 32, 3072, 128)
+RN50 = Setting("RN50", "RN50", 224, 64, 16)
 
 
 def ratio(setting: Setting) -> float:
-    """The loop's pairs per second over the best of the other trainer's."""
+    """The loop's pairs per second over the best of the other trainer's, both with one thread beside workers that load."""
+    return setting.n / min(_own_seconds(setting)) / max(_their_rate(setting, workers) for workers in WORKERS)
+
+
+def machine_ratio(setting: Setting) -> float:
+    """Pairs per second of two trainings side by side, as `bench matrix --jobs 2` runs them, over the most that the other trainer makes of two cores."""
+    command = [sys.executable, "-c", f"from benchmark.perf import trainer\nprint(trainer.steady_rate(trainer.{setting.constant}))"]
+    sides = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ours = sum(float(side.communicate()[0]) for side in sides)
+    return ours / max(_their_rate(setting, workers, threads) for workers in WORKERS for threads in (1, 2))
+
+
+def steady_rate(setting: Setting) -> float:
+    """The loop's pairs per second on one thread, without the first epoch and the last, in which a process beside it may not be at work."""
+    torch.set_num_threads(1)
+    seconds = _own_seconds(setting, epochs=6)[1:-1]
+    return setting.n * len(seconds) / sum(seconds)
+
+
+def _own_seconds(setting: Setting, epochs: int = 2) -> list[float]:
     images, captions = pairs(setting.n, setting.side)
-    settings = TrainSettings(epochs=2, batch_size=setting.batch)
-    ours = setting.n / min(loop_seconds(images, captions, clip(), False, settings, setting.model, setting.side))
-    return ours / max(_their_rate(setting, workers) for workers in WORKERS)
+    return loop_seconds(images, captions, clip(), False, TrainSettings(epochs=epochs, batch_size=setting.batch), setting.model, setting.side)
 
 
-def _their_rate(setting: Setting, workers: int) -> float:
+def _their_rate(setting: Setting, workers: int, threads: int = 1) -> float:
     """Pairs per second, from the log's batch times without those of the first quarter of an epoch.
 
     Raises:
@@ -82,8 +101,8 @@ def _their_rate(setting: Setting, workers: int) -> float:
             "name": "run",
         }
         words = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-        command = [sys.executable, "-c", _LAUNCH, str(folder / "bench-small.json"), *words, "--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=folder)
+        command = [sys.executable, "-c", _LAUNCH, str(threads), str(folder / "bench-small.json"), *words, "--aug-cfg", "scale=(1.0,1.0)", "ratio=(1.0,1.0)"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, cwd=folder)
         if done.returncode:
             raise BenchError(f"open_clip_train failed: {done.stderr.strip().splitlines()[-1]}; it comes with the extra open-clip-train")
         seconds = [float(found) for found in re.findall(r"Batch \(t\): ([0-9.]+)", (folder / "logs" / "run" / "out.log").read_text())]

@@ -21,7 +21,7 @@ def cell_ratio(defense: str) -> float:
     from benchmark.cell import run_cell
 
     def seconds(name: str, folder: Path) -> float:
-        request = Request(("none",), (name,), scale="smoke", sets=_SETS, results=folder / name, baseline=False)
+        request = Request(("none",), (name,), scale="smoke", sets=_SETS, results=folder / name, baseline=False, device="cpu")
         cell = open_cell(plan(request)[0], silent())
         began = time.perf_counter()
         run_cell(cell)
@@ -42,7 +42,7 @@ def start_up(*arguments: str) -> float:
 def memory() -> float:
     """Peak memory of a small run of one epoch, evaluation included, over 1.5 GB."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["run", "--defense", "clip", "--no-baseline", "--jobs", "1", "--set", "train.epochs=1", "--results", folder]
+        words = ["run", "--defense", "clip", "--no-baseline", "--jobs", "1", "--device", "cpu", "--set", "train.epochs=1", "--results", folder]
         subprocess.run([sys.executable, "-m", "benchmark", *words], check=True, capture_output=True)
         (cost,) = Path(folder).glob("runs/*/cost.json")
         return float(json.loads(cost.read_text())["peak_memory_bytes"]) / 1.5e9

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmark.settings import AugmentSettings
+from benchmark.train.pixels import sent
 
 _RATIO = (math.log(3 / 4), math.log(4 / 3))
 _ATTEMPTS = 10
@@ -30,14 +31,15 @@ def augment(images: Tensor, settings: AugmentSettings, rng: torch.Generator, box
     applied = torch.rand(b, generator=rng) < settings.jitter
     grey = torch.rand(b, generator=rng) < settings.grayscale
     device = images.device
-    brightness, contrast, saturation = (torch.where(applied, factor, torch.ones(b)).to(device) for factor in factors)
-    out = jitter(out, brightness, contrast, saturation, torch.where(applied, turn, torch.zeros(b)).to(device) if settings.hue else None)
+    brightness, contrast, saturation = (sent(torch.where(applied, factor, torch.ones(b)), device) for factor in factors)
+    turns = sent(torch.where(applied, turn, torch.zeros(b)), device) if settings.hue else None
+    out = jitter(out, brightness, contrast, saturation if settings.saturation else None, turns)
     if settings.grayscale:
-        out = torch.where(grey.to(device).view(-1, 1, 1, 1), luma(out).expand_as(out), out)
+        out = torch.where(sent(grey, device).view(-1, 1, 1, 1), luma(out).expand_as(out), out)
     if settings.blur:
         sigma = (0.1 + 1.9 * torch.rand(b, generator=rng)) * side / 224
         sigma = torch.where(torch.rand(b, generator=rng) < settings.blur, sigma, torch.full((b,), 1e-3))
-        out = blur(out, sigma.to(device), blur_kernel(side))
+        out = blur(out, sent(sigma, device), blur_kernel(side))
     return out
 
 
@@ -62,9 +64,9 @@ def crop_and_flip(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     Samples are clamped to the box, so no pixel outside the crop is mixed in.
     """
     b, side = len(images), images.shape[-1]
-    top, left, height, width = boxes.to(images.device).float().unbind(1)
+    top, left, height, width = sent(boxes, images.device).float().unbind(1)
     steps = (torch.arange(side, device=images.device) + 0.5) / side
-    across = torch.where(flips.to(images.device).view(-1, 1), steps.flip(0), steps)
+    across = torch.where(sent(flips, images.device).view(-1, 1), steps.flip(0), steps)
     x = left[:, None] + (across * width[:, None] - 0.5).clamp(min=0).minimum((width - 1)[:, None])
     y = top[:, None] + (steps[None] * height[:, None] - 0.5).clamp(min=0).minimum((height - 1)[:, None])
     grid = torch.empty(b, side, side, 2, device=images.device)
@@ -73,12 +75,12 @@ def crop_and_flip(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor | None) -> Tensor:
-    """Brightness, contrast, saturation and hue in this order, one factor (b,) each; 1 (hue: 0) leaves an image alone."""
+def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor | None, hue: Tensor | None) -> Tensor:
+    """Brightness, contrast, saturation and hue in this order, one factor (b,) each; 1 (hue: 0) leaves an image alone, and so does None."""
     out = (images * brightness.view(-1, 1, 1, 1)).clamp(0, 1)
     mean = luma(out).mean(dim=(2, 3), keepdim=True)
     out = _blend(out, mean, contrast)
-    if not torch.equal(saturation, torch.ones_like(saturation)):
+    if saturation is not None:
         out = _blend(out, luma(out), saturation)
     return out if hue is None else turn_hue(out, hue)
 

@@ -178,13 +178,13 @@ def average(values: dict[str, float]) -> dict[str, float]:
     return {name: value / size() for name, value in zip(names, flat.tolist(), strict=True)}
 
 
-def encode_together(encode: Callable[[Any], Tensor], items: Any, rows: NDArray[np.int64]) -> Tensor:
-    """Features (n, d) of these rows of the items, of which each process encodes a part."""
+def encode_together(encode: Callable[[Any], Tensor], choose: Callable[[NDArray[np.int64]], Any], rows: NDArray[np.int64]) -> Tensor:
+    """Features (n, d) of what `choose` takes for these rows, of which each process encodes a part."""
     if size() == 1:
-        return encode(items[rows])
+        return encode(choose(rows))
     n = len(rows)
     most = -(-n // size())
-    mine = encode(items[rows[rank() * most : (rank() + 1) * most]])
+    mine = encode(choose(rows[rank() * most : (rank() + 1) * most]))
     padded = torch.zeros(most, mine.shape[1])
     padded[: len(mine)] = mine
     return gather(padded)[:n]

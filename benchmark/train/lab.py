@@ -23,7 +23,7 @@ from benchmark.progress import Progress
 from benchmark.registry import plugin_of
 from benchmark.seeding import generator
 from benchmark.settings import RunSettings, TrainSettings, digest
-from benchmark.stages import DONE, Stages, drop_files, file_sha256
+from benchmark.stages import DONE, Stages, drop_files, file_sha256, write_atomically
 from benchmark.train import distributed
 from benchmark.train.eda import Eda, Synonyms
 from benchmark.train.loop import Budget, TrainingData, snapshot_name, train
@@ -122,6 +122,8 @@ class Lab:
         self.progress = progress
         self.clean_pairs_used = 0
         self.trainings: list[Path] = []
+        self.costs: list[dict[str, Any]] = []
+        self.logged: list[str] = []
         self.handed_in: list[Scores] = []
         self.warnings: list[str] = []
         self.kept_rows: NDArray[np.int64] | None = None
@@ -205,12 +207,15 @@ class Lab:
         } | distributed.facts()
         budget = Budget(settings, self._augment, augments, self._seed)
         folder = self._stages.make("train", facts, partial(self._train, defense, view, plain, start, trainable, budget), resume=True)
+        log = json.loads((folder / "log.json").read_text())
         self.trainings.append(folder)
+        self.costs.append(json.loads((folder / "cost.json").read_text()))
+        self.logged += [line for row in log for line in row.get("warnings", [])]
         if data is None and rows is not None:
             self.kept_rows = np.unique(np.asarray(rows, dtype=np.int64))
         model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
         state = torch.load(folder / "defense.pt", map_location="cpu", weights_only=True)
-        return Trained(model, state, json.loads((folder / "log.json").read_text()), folder)
+        return Trained(model, state, log, folder)
 
     def untrained(self) -> Model:
         """The run's model before any training."""
@@ -267,6 +272,8 @@ class Lab:
 
     def _train(self, defense: Defense, view: PairsView, plain: NDArray[np.uint16], start: Model | None, trainable: str, budget: Budget, folder: Path) -> None:
         settings = budget.settings
+        if distributed.from_first(lambda: _tidied(folder)):
+            return  # it was stopped between its last epoch and the stage's marker
         model = build(self._model_settings, self._side, self._seed, self._device, settings.precision)
         if start is not None:
             model.net.load_state_dict(start.net.state_dict())
@@ -283,7 +290,7 @@ class Lab:
         seconds = [row.pop("seconds") for row in log]
         (folder / "log.json").write_text(json.dumps(log, sort_keys=True))
         cost = {"seconds": sum(seconds), "pairs_trained": sum(row["pairs"] for row in log), "threads": settings.threads, "device": self._device.type}
-        (folder / "cost.json").write_text(json.dumps(cost))
+        write_atomically(folder / "cost.json", json.dumps(cost).encode())
         (folder / "state.pt").unlink(missing_ok=True)
 
 
@@ -320,6 +327,13 @@ def weights_hash(path: Path) -> str:
     marker = json.loads((path.parent / DONE).read_text())
     found = marker["files"].get(path.name)
     return str(found[1]) if found else file_sha256(path)
+
+
+def _tidied(folder: Path) -> bool:
+    """Removes halves of files that a killed process left in an unfinished training; whether it lacks nothing but its marker."""
+    for path in folder.glob(".*"):
+        path.unlink()
+    return (folder / "cost.json").is_file()  # written last
 
 
 def _array(values: Any) -> NDArray[Any]:

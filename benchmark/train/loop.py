@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.contract import Batch, Defense, Pass
-from benchmark.data.images import Images
+from benchmark.data.images import Images, pick
 from benchmark.errors import BenchError
 from benchmark.progress import Progress
 from benchmark.seeding import torch_generator
 from benchmark.settings import AugmentSettings, TrainSettings
 from benchmark.stages import write_atomically
-from benchmark.train import distributed, schedule
+from benchmark.train import distributed, schedule, towers
 from benchmark.train.augment import augment
 from benchmark.train.model import Model, optimizer, save_weights
-from benchmark.train.pixels import Pixels
+from benchmark.train.pixels import Pixels, sent
 from benchmark.train.views import TextViews
 
 MAX_LOGIT_SCALE = 4.6052  # ln 100
@@ -78,13 +78,14 @@ class Now:
         drawn from a generator of its own.
         """
         rows = np.arange(self.n_rows) if rows is None else rows
-        images, encode, encode_tokens = self.data.images, self.model.encode_images, self.model.encode_tokens
+        encode, encode_tokens = self.model.encode_images, self.model.encode_tokens
+        images = partial(pick, self.data.images)  # nothing is read before its batch is encoded
         distributed.average_buffers(self.model.net)
         if not augmented:
-            return distributed.encode_together(encode, images, rows), distributed.encode_together(encode_tokens, self.data.plain_tokens, rows)
+            return distributed.encode_together(encode, images, rows), distributed.encode_together(encode_tokens, self.data.plain_tokens.__getitem__, rows)
         rng = torch_generator("features", self.seed, self.epoch, *distributed.own_stream())
         image = distributed.encode_together(partial(encode, view=lambda batch: augment(batch, self.augment_settings, rng)), images, rows)
-        return image, distributed.encode_together(encode_tokens, self.data.texts.epoch(self.epoch)[0], rows)
+        return image, distributed.encode_together(encode_tokens, self.data.texts.epoch(self.epoch)[0].__getitem__, rows)
 
     def augment(self, images: Tensor, boxes: Tensor | None = None) -> Tensor:
         """One more augmented view of images in [0, 1], with the scale's augmentation whether or not the run says `+aug`.
@@ -163,6 +164,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
     used = data.texts.vocabulary(data.plain_tokens)
     if used is not None:
         model.train_only(used)
+    towers.prepare(model.net, settings)
     adam = optimizer(model.net, settings)
     log = _resume(folder / "state.pt", model, adam, defense, progress)
     gradients = _zero_gradients(adam)
@@ -171,6 +173,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
         advance(len(log) * steps_per_epoch * batch_size)
         for epoch in range(len(log) + 1, settings.epochs + 1):
             now.begin(epoch)
+            began = time.perf_counter()  # what a defense plans is part of what it costs
             rng = torch_generator("views", budget.seed, epoch, *distributed.own_stream())
             tokens = torch.from_numpy(data.texts.epoch(epoch).astype(np.int64)).to(model.device)
             lengths = text_lengths(tokens)
@@ -179,7 +182,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
             work = [_batches(part, index, n, batch_size, budget.seed, epoch) for index, part in enumerate(passes)]
             planned = sum(len(batches) for batches in work)
             rates: list[float] = []
-            began, done = time.perf_counter(), 0
+            done = 0
             for part, batches in zip(passes, work, strict=True):
                 for index, (rows, shown) in enumerate(pixels.feed([distributed.share(rows) for rows in batches])):
                     position = steps_per_epoch * (epoch - 1) + done * steps_per_epoch / planned
@@ -251,7 +254,7 @@ def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, bu
     `longest` is the number of tokens to keep where the rows are a part of a larger batch.
     """
     longest = longest or int(lengths[rows].max())
-    rows = rows.to(images.device)
+    rows = sent(rows, images.device)
     raw = images.permute(0, 3, 1, 2).float().div_(255)
     shown = augment(raw, budget.augment, now.rng) if budget.augmented else raw
     return Batch(shown, raw, tokens[:, rows, :longest], rows)

@@ -26,7 +26,7 @@ class Pixels:
         """Rows (b,) and images uint8 (b, S, S, 3) on the device, batch by batch."""
         if self.all is not None:
             for rows in batches:
-                yield rows, self.all[rows.to(self.device)]
+                yield rows, self.all[sent(rows, self.device)]
             return
         with ThreadPoolExecutor(1) as reader:
             waiting: deque[Future[Tensor]] = deque(reader.submit(self._read, rows) for rows in batches[:_AHEAD])
@@ -39,6 +39,11 @@ class Pixels:
     def _read(self, rows: Tensor) -> Tensor:
         shown = torch.from_numpy(np.ascontiguousarray(self.images[rows.numpy()]))
         return shown.pin_memory() if self.device.type == "cuda" else shown
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on the device. A GPU is not waited for: from memory that is not pinned, every copy would."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _fits(images: Images, device: torch.device) -> bool:
