@@ -68,7 +68,7 @@ def run_command(
     max_broken: MaxBroken = 0.001,
     results: Results = Path("results"),
     cache: Cache = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as the cores or the GPU hold.")] = None,
     baseline: Annotated[bool, typer.Option(help="Run clip (and clip+aug) on the same poison beside the defense.")] = True,
     sham: Annotated[bool, typer.Option(help="The attack's edits without its trigger: what re-encoding and captions do alone.")] = False,
     keep_snapshots: Annotated[bool, typer.Option(help="Keep the weights of every epoch.")] = False,
@@ -76,6 +76,10 @@ def run_command(
     dry_run: Annotated[bool, typer.Option(help="Say what would run, what is done already, and how long it takes.")] = False,
 ) -> None:
     """Poison, train, evaluate: one cell, or every combination of what is repeated."""
+    from benchmark.registry import check_names
+
+    check_names("attack", attack or ())  # before settings are imported, for a typing error wants a quick answer
+    check_names("defense", defense or ())
     from benchmark.request import Request, plan
 
     request = Request(
@@ -121,7 +125,7 @@ def matrix_command(
     max_broken: MaxBroken = 0.001,
     results: Results = Path("results"),
     cache: Cache = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as there are cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as the cores or the GPU hold.")] = None,
     on: Annotated[str | None, typer.Option(help="ray: run the cells on a Ray cluster instead of here.")] = None,
     address: Annotated[str | None, typer.Option(help="With --on ray: the cluster's address. Default: the one that this machine belongs to.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, max=8, help="With --on ray: GPUs of one cell. Default: a quarter of one for bench-small, else one.")] = None,

@@ -19,7 +19,7 @@ def status_command(
     templates: Templates = "set",
     image_root: ImageRoot = None,
     results: Results = Path("results"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side, for the time left. Default: as many as there are cores.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side, for the time left. Default: as many as the cores or the GPU hold.")] = None,
 ) -> None:
     """What is done, running, failed (and why) and to do, and how long the rest takes."""
     from benchmark.request import Asked, Request

@@ -11,7 +11,7 @@ import importlib.util
 import io
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,13 @@ def find(kind: Kind, name: str) -> Plugin:
     origin = found[0]
     file = Path(origin) if origin.endswith(".py") else _file_of_module(origin.partition(":")[0])
     return Plugin(kind, name, origin, file, source_hash(file))
+
+
+def check_names(kind: Kind, given: Sequence[str]) -> None:
+    """Raises BenchError for the first of the names that nothing has; `all` and `+aug` are no part of a name."""
+    for name in given:
+        if name.removesuffix("+aug") != "all":
+            find(kind, name.removesuffix("+aug"))
 
 
 def plugin_of(kind: Kind, cls: type[Any]) -> Plugin:

@@ -28,7 +28,8 @@ Where = Literal["done", "running", "failed", "to do"]
 Costs = dict[tuple[str, str, int, int], list[float]]
 
 # Rough, from one core of the machine described in results/performance.md, for cells of which no kin is recorded.
-_SECONDS_PER_PAIR = {"bench-small": 1 / 1500, "RN50": 1 / 4, "RN50-quickgelu": 1 / 4}
+_SECONDS_PER_PAIR = {"bench-small": 1 / 800, "RN50": 1 / 4, "RN50-quickgelu": 1 / 4}
+_SECONDS_BESIDE = 5  # loading, poisoning, evaluation
 _HOW = ("attacks", "defenses", "seeds", "results", "cache", "jobs", "baseline", "keep_snapshots", "keep", "device", "reading")
 
 
@@ -259,7 +260,7 @@ def _seconds(asked: Asked, costs: Costs) -> float:
     if measured:
         return statistics.median(measured)
     side = (scale.data.side / 32) ** 2 if scale.model.name == "bench-small" else 1
-    return _SECONDS_PER_PAIR.get(scale.model.name, 0.2) * scale.data.n_pairs * scale.train.epochs * side
+    return _SECONDS_PER_PAIR.get(scale.model.name, 0.2) * scale.data.n_pairs * scale.train.epochs * side + _SECONDS_BESIDE
 
 
 def _costs(folder: Path, recorded: Mapping[str, RunSettings]) -> Costs:
