@@ -23,6 +23,7 @@ def lines() -> list[Line]:
         ("clip+aug / clip, small (pairs per second)", step.augmentation_ratio),
         ("matched RoCLIP epoch / CLIP epoch (seconds)", step.matched_ratio),
         ("a CLIP step without the backward pass of the text tower / with it (seconds; a matched epoch may take 0.03 more)", step.text_backward_ratio),
+        ("bare step with train.precision=bf16 / fp32, small (pairs per second)", step.precision_ratio),
         ("loop with freed memory kept / given back (pairs per second)", step.allocator_ratio),
         ("training from JPEG files kept as bytes / from decoded pixels (pairs per second)", step.codec_ratio),
         ("loop / open_clip_train, its best of 0, 1, 2 and 4 workers, one thread each, 32 px (pairs per second)", partial(trainer.ratio, trainer.SMALL_IMAGES)),
