@@ -14,6 +14,8 @@ import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.modified_resnet import Bottleneck
+from open_clip.transformer import ResidualAttentionBlock
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from benchmark.train.embedding import ActiveEmbedding
 Colour = tuple[float, float, float]
 MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+RESIDUAL_BLOCKS = (Bottleneck, ResidualAttentionBlock)
 
 SMALL: dict[str, Any] = {
     "embed_dim": 128,

@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Iterator
 
 import torch
-from open_clip.modified_resnet import Bottleneck
-from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmark.errors import BenchError
 from benchmark.settings import TrainSettings
+from benchmark.train.model import RESIDUAL_BLOCKS
 
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -48,7 +47,7 @@ def recompute(net: nn.Module) -> None:
 
 
 def _blocks(net: nn.Module) -> list[nn.Module]:
-    return [module for module in net.modules() if isinstance(module, Bottleneck | ResidualAttentionBlock)]
+    return [module for module in net.modules() if isinstance(module, RESIDUAL_BLOCKS)]
 
 
 @contextlib.contextmanager
