@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import benchmark
-from benchmark.cell import _forget_training, _snapshot_names
+from benchmark.curve import forget_training, snapshot_names
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
 from benchmark.matrix import open_cell
@@ -268,14 +268,14 @@ def test_snapshots_of_a_training_that_was_made_again_are_not_those_before(tmp_pa
     for epoch in (1, 2):
         (tmp_path / "key" / f"epoch-{epoch:03d}.safetensors").write_bytes(b"old %d" % epoch)
     seal(tmp_path / "key", {})
-    first = _snapshot_names(tmp_path / "key")
+    first = snapshot_names(tmp_path / "key")
     drop_snapshots(tmp_path / "key")
-    assert _snapshot_names(tmp_path / "key") == first
+    assert snapshot_names(tmp_path / "key") == first
     assert set(first) == {"1", "2"}
     (tmp_path / "key" / "epoch-002.safetensors").write_bytes(b"new 2")
     seal(tmp_path / "key", {})
-    assert _snapshot_names(tmp_path / "key").keys() == {"2"}
-    assert _snapshot_names(tmp_path / "key")["2"] != first["2"]
+    assert snapshot_names(tmp_path / "key").keys() == {"2"}
+    assert snapshot_names(tmp_path / "key")["2"] != first["2"]
 
 
 def test_a_training_is_forgotten_only_if_snapshots_are_missing(tmp_path):
@@ -285,11 +285,11 @@ def test_a_training_is_forgotten_only_if_snapshots_are_missing(tmp_path):
     for epoch in (1, 2):
         (folder / f"epoch-{epoch:03d}.safetensors").write_bytes(b"%d" % epoch)
     seal(folder, {})
-    _snapshot_names(folder)
-    _forget_training(cell, folder)
+    snapshot_names(folder)
+    forget_training(cell, folder)
     assert folder.is_dir()
     drop_snapshots(folder)
-    _forget_training(cell, folder)
+    forget_training(cell, folder)
     assert not folder.exists()
     assert not folder.with_name("key.snapshots.json").exists()
-    _forget_training(cell, folder)  # another process was first
+    forget_training(cell, folder)  # another process was first
