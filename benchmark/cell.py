@@ -37,7 +37,7 @@ from benchmark.evaluate.pictures import keep_pictures
 from benchmark.guard import sealed
 from benchmark.progress import Progress
 from benchmark.record import about_poison, finished, poison_key, publish
-from benchmark.registry import Plugin
+from benchmark.registry import Plugin, configure, find
 from benchmark.seeding import generator, torch_generator
 from benchmark.settings import SCHEMA, RunSettings
 from benchmark.stages import Stages, damage
@@ -104,25 +104,31 @@ def _make(cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(settings.train.threads)
     keep_freed_memory()
     check_hooks(cell.defense, cell.defense_plugin.name, cell.suite.main)
-    poisoned = poison_of(cell)
+    attacked = poison_of(cell)
+    poisoned = _unpoisoned(cell) if settings.clean_model else attacked
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
     lab = _lab(cell, poisoned, packed, device)
-    with sealed(poisoned.record, cell.suite.folder):
+    with sealed(attacked.record, poisoned.record, cell.suite.folder):
         defended = plugin_code("defense", cell.defense_plugin, lambda: cell.defense.defend(lab))
     models = list(defended) if isinstance(defended, list) else [defended]
     if not models or not all(isinstance(model, Model) for model in models):
         raise PluginError(f"{cell.defense_plugin.name}.defend must return a model or a list of models, got {type(defended).__name__}")
-    result = distributed.from_first(lambda: _measured(cell, poisoned, packed, lab, models, began))
+    result = distributed.from_first(lambda: _measured(cell, attacked, poisoned, packed, lab, models, began))
     return result if result is not None else _make(cell)
 
 
-def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: list[Model], began: float) -> dict[str, Any] | None:
-    """The record of the run, written down; None if its training must be made again."""
+def _measured(cell: Cell, attacked: Poisoned, poisoned: Poisoned, packed: Pack, lab: Lab, models: list[Model], began: float) -> dict[str, Any] | None:
+    """The record of the run, written down; None if its training must be made again.
+
+    Args:
+        attacked: what the attack made, and asks for.
+        poisoned: what was trained on: the same, or for a clean model the pairs before the attack.
+    """
     settings = cell.settings
-    record = open_record(poisoned.record)
-    probes = plugin_code("attack", cell.attack_plugin, lambda: cell.attack.probes(cell.suite, record.kept))
-    evaluator = Evaluator(cell.suite, probes, poison_key(poisoned, settings.sham), cell.stages)
+    record, kept = open_record(poisoned.record), open_record(attacked.record).kept
+    probes = plugin_code("attack", cell.attack_plugin, lambda: cell.attack.probes(cell.suite, kept))
+    evaluator = Evaluator(cell.suite, probes, poison_key(attacked, settings.sham), cell.stages)
     probe = None if settings.evaluation.linear_probe == "none" else settings.evaluation.linear_probe
     weights = [model.identity() for model in models]
     evaluation = evaluator.measure(lambda: models, weights, settings.train.precision, probe)
@@ -142,8 +148,9 @@ def _measured(cell: Cell, poisoned: Poisoned, packed: Pack, lab: Lab, models: li
     metrics += found
     lab.warnings += warned
     metrics += said.metrics
-    metrics += _visibility(cell, record)
-    result = _record(cell, record, poisoned, packed, lab, metrics, curve, evaluator, collapsed, said)
+    metrics += _visibility(cell, kept)
+    about = about_poison(record) | {"targets": kept.get("targets", [])}
+    result = _record(cell, record, about, packed, lab, metrics, curve, evaluator, collapsed, said)
     keep_pictures(cell.results, result, cell.source, cell.suite, poisoned, record, probes, evaluator.asked)
     publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began) | _attack_cost(cell, record, poisoned), said.predictions)
     return result
@@ -161,6 +168,12 @@ def poison_of(cell: Cell) -> Poisoned:
     return plugin_code(  # type: ignore[no-any-return]
         "attack", cell.attack_plugin, lambda: poison(cell.attack_plugin, cell.attack, settings.seed, cell.source, cell.suite, settings.sham, cell.stages, surrogates)
     )
+
+
+def _unpoisoned(cell: Cell) -> Poisoned:
+    """The pairs as they were before the attack: those of attack `none`."""
+    plugin = find("attack", "none")
+    return poison(plugin, configure(plugin, {}, {}), cell.settings.seed, cell.source, cell.suite, False, cell.stages)
 
 
 def _lab(cell: Cell, poisoned: Poisoned, packed: Pack, device: torch.device) -> Lab:
@@ -216,19 +229,19 @@ def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: i
     return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None and n_models == 1 else []), warnings
 
 
-def _visibility(cell: Cell, record: SealedRecord) -> list[Metric]:
+def _visibility(cell: Cell, kept: dict[str, Any]) -> list[Metric]:
     """Share of training crops that show the trigger whole, by Monte Carlo over the run's own augmentation."""
-    if not cell.settings.augmented or "box" not in record.kept:
+    if not cell.settings.augmented or "box" not in kept:
         return []
     draws = 20_000
-    share = visible_share(tuple(record.kept["box"]), cell.settings.data.side, cell.settings.augment, torch_generator("visible"), draws)
+    share = visible_share(tuple(kept["box"]), cell.settings.data.side, cell.settings.augment, torch_generator("visible"), draws)
     return [Metric("trigger_visible_share", "trigger", share, draws, "crops")]
 
 
 def _record(
     cell: Cell,
     record: SealedRecord,
-    poisoned: Poisoned,
+    about: dict[str, Any],
     packed: Pack,
     lab: Lab,
     metrics: list[Metric],
@@ -242,7 +255,9 @@ def _record(
         warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
     if collapsed:
         warnings.append("the model has collapsed: all images look the same to it")
-    not_run = {"asr_clean_model": "not part of a single run", "asr_sham": "run again with --sham"} if evaluator.probes and not cell.settings.sham else {}
+    not_run = (
+        {"asr_clean_model": "not part of a single run", "asr_sham": "run again with --sham"} if evaluator.probes and not (cell.settings.sham or cell.settings.clean_model) else {}
+    )
     if cell.settings.evaluation.linear_probe != "none":
         not_run |= evaluator.not_run()
     not_run |= trained_pairs.not_run([point.get("metrics", {}) for point in curve])
@@ -255,7 +270,7 @@ def _record(
         "told": cell.defense.told,
         "clean_pairs_used": lab.clean_pairs_used,
         "data": {"name": cell.source.name, "content": cell.source.content, "suite": cell.suite.content, "n_pairs": len(packed), "counts": cell.source.counts},
-        "poison": about_poison(record),
+        "poison": about,
         "cards": evaluator.cards() | said.cards,
         "metrics": [metric.as_json() for metric in metrics],
         "collapsed": collapsed,

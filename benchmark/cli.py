@@ -71,6 +71,12 @@ def run_command(
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as the cores or the GPU hold.")] = None,
     baseline: Annotated[bool, typer.Option(help="Run clip (and clip+aug) on the same poison beside the defense.")] = True,
     sham: Annotated[bool, typer.Option(help="The attack's edits without its trigger: what re-encoding and captions do alone.")] = False,
+    clean_model: Annotated[
+        bool,
+        typer.Option(
+            "--clean-model", help="Train on the pairs before the attack, and measure what the attack asks for: whether its trigger or targets look like the goal by themselves."
+        ),
+    ] = False,
     keep_snapshots: Annotated[bool, typer.Option(help="Keep the weights of every epoch.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda if there is one.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Say what would run, what is done already, and how long it takes.")] = False,
@@ -100,6 +106,7 @@ def run_command(
         baseline=baseline,
         keep_snapshots=keep_snapshots,
         sham=sham,
+        clean_model=clean_model,
         device=device,
     )
     check_device(device)

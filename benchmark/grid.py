@@ -44,7 +44,7 @@ class Grid:
 
 
 _TOP = {"scale", "about", "needs", "set", "order", "part", "expected"}
-_PART = {"attacks", "defenses", "seeds", "set", "scale", "axes", "variants", "exclude"}
+_PART = {"attacks", "defenses", "seeds", "set", "scale", "axes", "variants", "exclude", "sham", "clean_model"}
 _ORDERS = ("parts", "seeds", "defenses")
 
 
@@ -52,7 +52,8 @@ def read_grid(path: Path, request: Request) -> Grid:
     """The cells of a TOML grid: tables `[[part]]` with attacks, defenses, seeds, set; above them `scale`, and `set` for all parts.
 
     A part runs once for each entry of `variants` (a list of lists like `set`) and for each combination of its `axes` (an
-    option and its values), one seed of all of them before the next seed. `exclude` leaves cells out. With `order =
+    option and its values), one seed of all of them before the next seed. `exclude` leaves cells out. `sham = true` and
+    `clean_model = true` are the controls of that name (docs/metrics.md). With `order =
     "seeds"` the grid as a whole runs one seed of every part before the next seed, with `order = "defenses"` one defense, all
     its seeds, before the next.
 
@@ -110,6 +111,8 @@ def _request(path: Path, grid: Mapping[str, Any], part: dict[str, Any], request:
         scale=part.get("scale", grid.get("scale", "small")),
         baseline=False,
         keep=path.parent,
+        sham=_yes(path, part, "sham"),
+        clean_model=_yes(path, part, "clean_model"),
     )
 
 
@@ -164,7 +167,11 @@ def _distinct(cells: Iterable[Asked]) -> Iterable[Asked]:
     seen = set()
     for cell in cells:
         sections = {f"{section}.{option}": value for section, option, value in map(parse_set, cell.request.sets) if section in SECTIONS}
-        key = json.dumps([cell.request.scale, cell.attack, cell.attack_options, cell.defense, cell.defense_options, cell.seed, sections], sort_keys=True, default=str)
+        key = json.dumps(
+            [cell.request.scale, cell.attack, cell.attack_options, cell.defense, cell.defense_options, cell.seed, cell.request.sham, cell.request.clean_model, sections],
+            sort_keys=True,
+            default=str,
+        )
         if key not in seen:
             seen.add(key)
             yield cell
@@ -186,6 +193,13 @@ def _words(path: Path, table: dict[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise BenchError(f'{path}: {key} must be a list of strings, for instance {key} = ["{"train.epochs=12" if key == "set" else "clip"}"]')
     return tuple(values)
+
+
+def _yes(path: Path, part: Mapping[str, Any], key: str) -> bool:
+    value = part.get(key, False)
+    if not isinstance(value, bool):
+        raise BenchError(f"{path}: {key} must be true or false, got {value!r}")
+    return value
 
 
 def _seeds(path: Path, values: Any) -> tuple[int, ...]:

@@ -139,7 +139,8 @@ def _same_poison(cell: Cell, record: dict[str, Any]) -> bool:
     made = poison_of(cell)
     sealed = open_record(made.record)
     cards = Evaluator(cell.suite, cell.attack.probes(cell.suite, sealed.kept), "", cell.stages).cards()
-    return bool(sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"] and cards == record["cards"])
+    same = cell.settings.clean_model or sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"]
+    return bool(same and cards == record["cards"])
 
 
 if __name__ == "__main__":

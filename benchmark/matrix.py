@@ -79,6 +79,7 @@ def resolve(asked: Asked, dataset: str | None = None, data_hash: str = "", suite
         evaluation=scale.evaluation,
         device=request.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         sham=request.sham,
+        clean_model=request.clean_model,
         processes=distributed.size(),
     )
     return Resolved(settings, attack_plugin, attack, defense_plugin, defense)

@@ -34,6 +34,8 @@ class Request:
         eval_root: where the data of named sets lie.
         templates: prompts of all evaluation sets: `set` (their own), `openai`, or a file.
         reading: how `data` is read.
+        sham: the attack's edits are made without its trigger.
+        clean_model: train on the pairs as they were before the attack, and measure what the attack asks for.
         keep: a folder that finished records are copied to and found in (committed reference tables).
     """
 
@@ -54,6 +56,7 @@ class Request:
     baseline: bool = True
     keep_snapshots: bool = False
     sham: bool = False
+    clean_model: bool = False
     device: str | None = None
     keep: Path | None = None
 
@@ -104,6 +107,10 @@ def plan(request: Request) -> list[Asked]:
     if request.scale == "paper" and request.data is None and not any(one.startswith("data.n_pairs=") for one in request.sets):
         raise BenchError("scale 'paper' trains on your own pairs: give --data and --eval, or name a number of drawn ones with --set data.n_pairs=N")
     attacks = _expand("attack", request.attacks)
+    if request.clean_model and request.sham:
+        raise BenchError("--sham and --clean-model do not go together: one trains on edits without the trigger, the other on none")
+    if request.clean_model and "none" in attacks:
+        raise BenchError("--clean-model measures what an attack asks for, and attack none asks for nothing; leave --clean-model or that attack out")
     defenses = _expand("defense", request.defenses)
     if request.baseline:
         wanted = ["clip"] + (["clip+aug"] if any(name.endswith("+aug") for name in defenses) else [])
@@ -247,4 +254,4 @@ def label_of(plugin: Plugin, instance: Any, scale: Scale, suffix: str) -> str:
 def scale_label(request: Request) -> str:
     """The scale's name with what the request changes of it."""
     changed = sorted(one for one in request.sets if parse_set(one)[0] in SECTIONS)
-    return request.scale + (f"[{','.join(changed)}]" if changed else "") + ("+sham" if request.sham else "")
+    return request.scale + (f"[{','.join(changed)}]" if changed else "") + ("+sham" if request.sham else "") + ("+clean" if request.clean_model else "")

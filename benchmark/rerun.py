@@ -101,6 +101,7 @@ def asked_again(run: Run, results: Path, plugins: dict[str, str], data: Path | N
         cache=cache,
         baseline=False,
         sham=resolved["sham"],
+        clean_model=resolved.get("clean_model", False),
         device=resolved["device"],
     )
     defense = names["defense"] + ("+aug" if resolved["augmented"] else "")

@@ -217,6 +217,9 @@ class RunSettings(_Settings):
     evaluation: EvaluationSettings
     device: str
     sham: bool = False
+    clean_model: bool = Field(
+        False, description="Trained on the pairs as they were before the attack, and measured as if it had been attacked; left out of the record where it is not so."
+    )
     processes: int = Field(1, ge=1, description="Processes that train one batch together; left out of the record where there is one.")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -229,7 +232,7 @@ class RunSettings(_Settings):
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as the record keeps them."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"processes"} if self.processes == 1 else None)
+        return self.model_dump(mode="json", by_alias=True, exclude={name for name, usual in (("processes", 1), ("clean_model", False)) if getattr(self, name) == usual})
 
     @property
     def run_id(self) -> str:

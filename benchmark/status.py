@@ -290,7 +290,7 @@ def _disk(cells: Sequence[Asked], request: Request) -> str:
 def _poison_key(asked: Asked) -> str:
     """A name for the poisoned data set of a cell; cells that differ in the defense share it."""
     scale = scale_of(asked.request)
-    return f"{asked.attack} {json.dumps(asked.attack_options, sort_keys=True)} {asked.seed} {asked.request.sham} {scale.data} {scale.model} {scale.train.eot}"
+    return f"{asked.attack} {json.dumps(asked.attack_options, sort_keys=True)} {asked.seed} {asked.request.sham} {asked.request.clean_model} {scale.data} {scale.model} {scale.train.eot}"
 
 
 def _minutes(seconds: float) -> str:

@@ -143,6 +143,28 @@ def test_sham_changes_no_image_and_is_another_run(shared):
     assert sham["label"]["scale"].endswith("+sham")
 
 
+def test_a_clean_model_is_that_of_a_run_without_attack_measured_as_if_attacked(shared):
+    plain, clean, none = run(shared), run(shared, clean_model=True), run(shared, attack="none")
+    assert clean["run_id"] != plain["run_id"] and clean["label"]["scale"].endswith("+clean")
+    assert clean["cards"] == plain["cards"] and clean["poison"]["n_poison"] == 0
+    assert clean["poison"]["manifest_sha256"] == none["poison"]["manifest_sha256"] and clean["poison"]["targets"] == plain["poison"]["targets"]
+    assert values(clean, "zero_shot_acc1") == values(none, "zero_shot_acc1") and values(clean, "asr")
+    assert "clean_model" in clean["resolved"] and "clean_model" not in plain["resolved"], "records from before there was this control keep their ids"
+
+
+def test_a_clean_model_trains_nothing_that_a_run_without_attack_has_trained(tmp_path):
+    run(tmp_path, attack="none", keep_snapshots=True)
+    before = {path.name for path in (tmp_path / "cache" / "train").iterdir()}
+    run(tmp_path, clean_model=True, keep_snapshots=True)
+    assert {path.name for path in (tmp_path / "cache" / "train").iterdir()} == before
+
+
+@pytest.mark.parametrize(("more", "says"), [({"sham": True}, "do not go together"), ({"attack": "none"}, "attack none asks for nothing")])
+def test_a_clean_model_wants_an_attack_and_no_sham(tmp_path, more, says):
+    with pytest.raises(BenchError, match=says):
+        run(tmp_path, clean_model=True, **more)
+
+
 def test_a_run_asks_each_snapshot_about_its_pairs_and_keeps_pictures_of_the_poison(shared):
     record = run(shared)
     names = {"poisoned_similarity/pairs", "clean_similarity/pairs", "pool_true_class/pairs", "pool_goal_class/pairs"}

@@ -165,6 +165,16 @@ def test_a_grid_in_order_of_defenses_runs_all_seeds_of_one_before_the_next(tmp_p
     assert [(cell.defense, cell.seed) for cell in read_grid(write(tmp_path, text), Request()).cells] == [(name, seed) for name in ("roclip", "clip") for seed in (0, 0, 1, 1)]
 
 
+def test_a_part_can_ask_for_a_control_which_is_another_cell(tmp_path):
+    part = '[[part]]\nattacks = ["backdoor"]\ndefenses = ["clip"]\n'
+    path = tmp_path / "grid.toml"
+    path.write_text(f"{part}{part}clean_model = true\n{part}sham = true\n")
+    assert [(cell.request.sham, cell.request.clean_model) for cell in read_grid(path, Request()).cells] == [(False, False), (False, True), (True, False)]
+    path.write_text(f"{part}clean_model = 1\n")
+    with pytest.raises(BenchError, match="clean_model must be true or false, got 1"):
+        read_grid(path, Request())
+
+
 def test_the_grid_that_the_documents_show_can_be_read(tmp_path):
     (shown,) = re.findall(r"^```toml\n(.*?)^```$", (ROOT / "results" / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert len(read_grid(write(tmp_path, shown), Request()).cells) == 3 * (5 + 10 - 1)

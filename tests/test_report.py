@@ -144,6 +144,23 @@ def test_columns_of_detection_follow_only_where_a_run_has_them():
     assert "| backdoor | dao | dao | 0.850 | 0.200 | 40.0 % | 0.10 | 100 | 85.0 % | 1.5 | 9.2 % | 50 |" in to_markdown(runs)
 
 
+def test_controls_stand_beside_the_row_that_they_are_controls_of_over_the_seeds_that_both_have():
+    def control(suffix, seed, asr):
+        one = run(seed, asr)
+        one.record["label"]["scale"] += suffix
+        one.record["run_id"] += suffix
+        return one
+
+    plain = [run(0, 0.9), run(1, 0.7)]
+    assert "clean model" not in to_markdown(plain) and "asr_clean_model" not in wide(plain)[0]
+    runs = [*plain, control("+clean", 0, 0.02), control("+clean", 5, 0.8)]
+    row, own = wide(runs)
+    assert float(row["asr_clean_model"]) == 0.02 and own["asr_clean_model"] == "" and "asr_sham" not in row
+    header, _, first, second = to_markdown([*runs, control("+sham", 1, 0.05)]).splitlines()[:4]
+    assert header.count("|") == first.count("|") == second.count("|") and "| floor | sham poison | clean model |" in header
+    assert "| 1.0 % | 5.0 % | 2.0 % |" in first and "| 1.0 % |  |  |" in second
+
+
 def test_a_metric_that_came_later_and_has_no_card_does_not_part_the_runs_of_a_label():
     later = run(1, 0.6)
     later.record["metrics"].append(metric("recall_at_0.1", 0.5, of="own_caption_rank", card=""))

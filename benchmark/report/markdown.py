@@ -9,22 +9,32 @@ from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
-from benchmark.report.tables import Group, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
+from benchmark.report.tables import CONTROLS, Group, controls, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
 
 FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs is not told from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
+_CONTROLS_NOTE = "Sham poison is the ASR after the attack's edits without its trigger; clean model is that of a model which trained on the pairs before the attack. Both are means over the seeds that they share with the row; their intervals and n stand in their own rows, whose scale ends in +sham or +clean."
 _COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
+_PAST_FLOOR = _COLUMNS.index("floor") + 1
 
 
 def to_markdown(runs: Sequence[Run]) -> str:
     """The wide table, the floor beside every ASR, then `+aug` defenses against `clip+aug`, then notes."""
     found, notes = groups(runs)
     found = sorted(found, key=lambda group: place_of(group.key))
-    lines = [_line(_COLUMNS), "|" + "---|" * len(_COLUMNS), *(_line(_cells(group)) for group in found)]
+    values = controls(found)
+    shown = [name for name in CONTROLS if any(one[name] is not None for one in values.values())]
+    header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:])
+    lines = [_line(header), "|" + "---|" * len(header)]
+    for group in found:
+        cells = _cells(group)
+        lines.append(_line([*cells[:_PAST_FLOOR], *(percent(values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:]]))
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
     lines += [
         "",
         f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: Wilson over the queries or targets of one run for one seed (a mean over several sets or probes has none), none for two, t over runs from three on and, where all runs agree, Wilson over all their targets, or over runs for queries. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
     ]
+    if shown:
+        lines += ["", _CONTROLS_NOTE]
     lines += _detection(found) + _judged(found) + _against_augmentation(runs, found)
     lines += [f"- {escape(note)}" for note in notes]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):

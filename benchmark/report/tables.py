@@ -33,6 +33,8 @@ WIDE = (
     "pairs_per_second",
 )
 DETECTION = ("score", "auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own", "n_dropped", "recall_dropped", "n_poison_kept", "clean_lost", "clean_pairs_used")
+CONTROLS = {"asr_sham": ("+sham", "sham poison"), "asr_clean_model": ("+clean", "clean model")}
+"""ASR without the attack's doing: what the scale of such runs ends in, and what people call it."""
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
 
 
@@ -176,13 +178,15 @@ def groups(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE.
 
-    The columns of DETECTION follow if a run has them.
+    Those of CONTROLS follow if a run is one, those of DETECTION if a run has them.
     """
     found, _ = groups(runs)
     found = sorted(found, key=lambda group: place_of(group.key))
     detects = any(detected(group) for group in found)
-    rows = [wide_row(group) | (detection_row(group) if detects else {}) for group in found]
-    return pd.DataFrame(rows, columns=list((*WIDE, *DETECTION) if detects else WIDE))
+    controlled = controls(found)
+    shown = [name for name in CONTROLS if any(one[name] is not None for one in controlled.values())]
+    rows = [wide_row(group) | controlled[id(group)] | (detection_row(group) if detects else {}) for group in found]
+    return pd.DataFrame(rows, columns=[*WIDE, *shown, *(DETECTION if detects else ())])
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -228,6 +232,24 @@ def wide_row(group: Group) -> dict[str, Any]:
         "train_seconds": mean_of(seconds),
         "pairs_per_second": mean_of(rates) if rates else None,
     }
+
+
+def controls(found: Sequence[Group]) -> dict[int, dict[str, float | None]]:
+    """For each group, by its `id`, the ASR of its controls: means over the seeds that both have, None where there is none.
+
+    A control whose runs differ in definition, and so stand in several rows, is not used.
+    """
+    by_key: dict[tuple[str, ...], list[Group]] = {}
+    for group in found:
+        by_key.setdefault(group.key, []).append(group)
+
+    def asr(group: Group, suffix: str) -> float | None:
+        attack, defense, scale, *rest = group.key
+        control = by_key.get((attack, defense, scale + suffix, *rest), [])
+        seeds = {run.seed for run in group.runs}
+        return mean_of([per_run(run, "asr") for run in control[0].runs if run.seed in seeds]) if len(control) == 1 else None
+
+    return {id(group): {name: asr(group, suffix) for name, (suffix, _) in CONTROLS.items()} for group in found}
 
 
 def detected(group: Group) -> bool:
