@@ -109,8 +109,10 @@ def _make(cell: Cell) -> dict[str, Any]:
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
     lab = _lab(cell, poisoned, packed, device)
+    before = time.perf_counter()
     with sealed(attacked.record, poisoned.record, cell.suite.folder):
         defended = plugin_code("defense", cell.defense_plugin, lambda: cell.defense.defend(lab))
+    lab.seconds_beside = time.perf_counter() - before - lab.seconds_in_train
     models = list(defended) if isinstance(defended, list) else [defended]
     if not models or not all(isinstance(model, Model) for model in models):
         raise PluginError(f"{cell.defense_plugin.name}.defend must return a model or a list of models, got {type(defended).__name__}")
@@ -284,6 +286,7 @@ def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
     costs = lab.costs
     return {
         "train_seconds": sum(one["seconds"] for one in costs),
+        "beside_seconds": lab.seconds_beside,
         "pairs_trained": sum(one["pairs_trained"] for one in costs),
         "n_models_trained": len(costs),
         "threads": cell.settings.train.threads,

@@ -12,7 +12,9 @@ import benchmark
 from benchmark.contract import Certificates, Defense
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate.certification import certified_curve, sizes
+from benchmark.evaluate.predictions import SLIM, read_predictions, write_slim
 from benchmark.evaluate.query_detection import Judged, judged, query_detection
+from benchmark.evaluate.recompute import recomputed
 from defenses.clip import Clip
 
 TINY = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=1", "evaluation.linear_probe=none")
@@ -113,6 +115,32 @@ def test_targets_are_judged_against_test_images(planted):
     assert entry(record, "query_tpr_own", "targeted")["units"] == "targets"
     assert entry(record, "query_fpr_own", "targeted")["n"] == 100
     assert not [one for one in record["metrics"] if one["of"] == "targeted:insert"]
+
+
+@pytest.mark.parametrize("form", ["whole", "slim"])
+@pytest.mark.parametrize("attack", ["backdoor", "targeted"])
+def test_what_the_hooks_say_follows_from_saved_predictions(planted, tmp_path, attack, form):
+    folder, _ = planted
+    record = run(folder / "results", folder / "planted.py", attack=attack, sets=("attack.trigger=white",) if attack == "backdoor" else ())
+    tables = read_predictions(folder / "results" / "runs" / record["run_id"])
+    if form == "slim":
+        write_slim(tables, tmp_path / SLIM)
+        tables = read_predictions(tmp_path)
+
+    def off(tables):
+        again = recomputed(tables, record["cards"], record["metrics"])
+        hooked = [
+            one for one in record["metrics"] if one["name"].startswith(("query_", "certified_", "asr_after")) and one["name"] != "certified_parameter" and one["value"] is not None
+        ]
+        assert len(hooked) > 8
+        pairs = [(one, again.get((one["name"], one["of"]))) for one in hooked]
+        return {one["name"] for one, found in pairs if found is None or abs(found.value - one["value"]) > found.tolerance}
+
+    assert not off(tables)
+    edited = dict(tables)
+    edited[f"queries-attack-{attack}"] = tables[f"queries-attack-{attack}"].assign(rejected=lambda table: ~table["rejected"], score=lambda table: -table["score"])
+    edited["certified-objects"] = tables["certified-objects"].assign(radius_insert=lambda table: table["radius_insert"] - 1)
+    assert {"query_tpr_own", "query_auroc", "certified_acc_0", "certified_radius_median"} <= off(edited)
 
 
 def test_a_defense_without_hooks_gets_none_of_their_metrics(tmp_path):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from benchmark.evaluate.predictions import PRECISION
 
@@ -46,6 +48,13 @@ def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], met
                 values = _retrieval(table, card)
             else:
                 values = _attack(table, tables.get(f"zero_shot-{card.get('eval_set')}"), card)
+        elif kind == "queries":
+            probe = of.removeprefix("attack-")
+            values = _clean_queries(table) if probe == of else _attacked_queries(table, tables, _card_of("query_auroc", probe, metrics, cards), tables.get(of))
+            of = probe
+        elif kind == "certified":
+            found |= _certified(of, table, tables.get(f"attack-{of}"), metrics)
+            continue
         else:
             continue
         found |= {(metric, of): value for metric, value in values.items()}
@@ -101,6 +110,82 @@ def _retrieval(table: pd.DataFrame, card: Mapping[str, Any]) -> dict[str, Recomp
         suffix = f"_top{k}" if k > 1 else ""
         values |= {f"asr{suffix}": _share(asked, k), f"asr_floor{suffix}": _share(other, k)}
     return values
+
+
+def _card_of(metric: str, of: str, metrics: list[dict[str, Any]], cards: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((cards.get(one["card"], {}) for one in metrics if (one["name"], one["of"]) == (metric, of)), {})
+
+
+def _clean_queries(table: pd.DataFrame) -> dict[str, Recomputed]:
+    return {"query_clean_rejected": Recomputed(float(table["rejected"].mean()))}
+
+
+def _attacked_queries(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], card: Mapping[str, Any], attack: pd.DataFrame | None) -> dict[str, Recomputed]:
+    """What a query detector's saved scores and verdicts give; without those of the clean queries, only what needs none."""
+    if attack is None:
+        return {}
+    counted = attack["counted"].to_numpy(bool)
+    seen = table[counted]
+    rejected = seen["rejected"].to_numpy(bool)
+    passed = seen["reached_goal"].to_numpy(bool) & ~rejected
+    values = {"query_tpr_own": Recomputed(float(rejected.mean())), "asr_after_rejection": Recomputed(float(passed.mean()))}
+    clean = tables.get(f"queries-{card.get('eval_set')}")
+    if clean is not None and card.get("negatives") != "test images":
+        clean = clean[counted] if list(clean["query_id"]) == list(table["query_id"]) else None
+    if clean is None:
+        return values
+    alarms, n = int(clean["rejected"].sum()), len(seen) + len(clean)
+    values["query_fpr_own"] = Recomputed(alarms / len(clean))
+    values["query_base_rate"] = Recomputed(len(seen) / n)
+    values["query_f1_own"] = Recomputed(2 * int(rejected.sum()) / (len(seen) + int(rejected.sum()) + alarms))
+    return values | _ranked(seen["score"].to_numpy(np.float64), clean["score"].to_numpy(np.float64))
+
+
+def _ranked(attacked: NDArray[np.float64], clean: NDArray[np.float64]) -> dict[str, Recomputed]:
+    """Values of the order of scores, with what rounding of the saved scores can do to it.
+
+    That is no more than moving all of one kind up and all of the other down; and attacked queries that rounding made equal, which
+    raises the average precision, may have been apart.
+    """
+    positive = np.arange(len(attacked) + len(clean)) < len(attacked)
+    apart = 1e-9 * np.abs(attacked).max() * np.arange(len(attacked)) / len(attacked)
+
+    def of(shift: float, spread: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+        scores = np.concatenate([attacked + shift * np.abs(attacked) + spread, clean - shift * np.abs(clean)])
+        rejected, caught, _ = roc_curve(positive, scores, drop_intermediate=False)
+        at_95 = rejected[int(np.argmax(caught * len(attacked) >= np.ceil(0.95 * len(attacked)) - 0.5))]
+        return np.array([roc_auc_score(positive, scores), average_precision_score(positive, scores), at_95])
+
+    shift = 1.01 * PRECISION
+    middle = of(0)
+    reach = np.maximum(np.abs(of(shift) - middle), np.abs(of(-shift, apart) - middle))
+    names = ("query_auroc", "query_average_precision", "query_fpr_at_tpr_0.95")
+    return {name: Recomputed(float(value), float(tolerance) + 1e-9) for name, value, tolerance in zip(names, middle, reach, strict=True)}
+
+
+def _certified(of: str, table: pd.DataFrame, attack: pd.DataFrame | None, metrics: list[dict[str, Any]]) -> dict[tuple[str, str], Recomputed]:
+    """A certificate's curve; what one attack does to all queries at once needs the certificate itself."""
+    found: dict[tuple[str, str], Recomputed] = {}
+    chosen = table if attack is None else table[attack["counted"].to_numpy(bool)]
+    for column in [column for column in table.columns if column.startswith("radius_")]:
+        name = column.removeprefix("radius_")
+        radius, predicted = chosen[column], chosen[f"pred_{name}"]
+        correct = (predicted == chosen["true"]) & (radius >= 0)
+        values = {"certified_abstained": float((radius < 0).mean())}
+        values |= {
+            metric: float(radius[those].median()) for metric, those in (("certified_radius_median", radius >= 0), ("certified_radius_median_correct", correct)) if those.any()
+        }
+        shares = {"certified_acc_": correct}
+        if attack is not None:
+            goal = attack["goal"][chosen.index]
+            values["certified_asr"] = float(((predicted == goal) & (radius >= 0)).mean())
+            shares["certified_not_goal_"] = (predicted != goal) & (radius >= 0)
+        for metric in [one["name"] for one in metrics if one["of"] == f"{of}:{name}"]:
+            prefix = next((prefix for prefix in shares if metric.startswith(prefix)), None)
+            if prefix is not None:
+                values[metric] = float((shares[prefix] & (radius >= int(metric.removeprefix(prefix)))).mean())
+        found |= {(metric, f"{of}:{name}"): Recomputed(value) for metric, value in values.items()}
+    return found
 
 
 def _share(ranks: pd.Series, k: int) -> Recomputed:

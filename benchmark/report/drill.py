@@ -154,7 +154,7 @@ def _curve_note(group: Group, shown: set[str]) -> str:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    environment = _environment(run)
+    environment = run.environment
     git = environment.get("git") or {}
     version = environment.get("packages", {}).get("clip-poison-bench", "unknown")
     numbers = []
@@ -164,30 +164,14 @@ def _run(run: Run) -> dict[str, Any]:
             value, n = per_run(run, metric), entries[0]["n"]
             count = f" ({round(value * n)}/{n})" if metric == "asr" and value is not None and len(entries) == 1 else ""
             numbers.append(percent(value) + count)
-    spent = run.cost.get("train_seconds")
+    spent = run.seconds
     return {
         "id": run.record["run_id"],
         "seed": run.seed,
         "numbers": [*numbers, f"{spent:,.0f}" if spent is not None else ""],
         "code": f"{version} {git.get('commit', 'no checkout')[:10]}{' with changes' if git.get('dirty') else ''}",
-        "made": made_on(run),
+        "made": run.machine,
     }
-
-
-def made_on(run: Run) -> str:
-    """The hardware that a run was made on."""
-    environment = _environment(run)
-    devices = ", ".join(environment.get("devices", [])) or environment.get("processor", "unknown machine")
-    threads = run.cost.get("threads", "unknown")
-    return f"{devices}, {threads} {'thread' if threads == 1 else 'threads'}"
-
-
-def _environment(run: Run) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((run.folder / "environment.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found
 
 
 def _hashes(group: Group) -> list[tuple[str, str]]:

@@ -16,10 +16,10 @@ from benchmark.evaluate.pictures import gallery_key
 from benchmark.report import plots
 from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.dose import DoseCurve, dose_curves
-from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat, made_on
+from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
 from benchmark.report.markdown import FLOOR_NOTE, percent
 from benchmark.report.records import Run
-from benchmark.report.series import COLUMNS, METRICS, Panel, panels, trades
+from benchmark.report.series import COLUMNS, METRICS, Panel, panels, seconds, trades
 from benchmark.report.tables import Group, groups, interval_of, place_of, wide_row
 
 LINES_A_PLOT = 6
@@ -31,7 +31,7 @@ _LEGENDS = {
     ),
     "zero_shot": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "probe": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
-    "cost": ("0 s", "", "Training alone; a training that came from the cache is charged in full. Times compare only within one machine."),
+    "cost": ("0 s", "", "Trainings, charged in full where they came from the cache, and what the defense did beside them. Times compare only within one machine."),
 }
 # Shares of a ramp's length from which white (in light) or black (in dark) is easier to read on it than the other; a test measures the contrast.
 _PAST = {"asr": (0.82, 0.6), "zero_shot": (0.76, 0.58), "probe": (0.76, 0.58), "cost": (0.76, 0.52)}
@@ -205,7 +205,8 @@ def _row(group: Group, number: int) -> dict[str, Any]:
         for text, small in ((row["attack"], ""), (row["defense"] + told, ""), (f"{row['scale']}, {row['dataset']}", ""))
     ]
     poisoned = number_of(row["n_poison"], f"{row['n_poison']:g} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
-    spent = number_of(row["train_seconds"], f"{row['train_seconds']:,.0f}" if row["train_seconds"] is not None else "")
+    took = seconds(group)
+    spent = number_of(took, f"{took:,.0f}" if took is not None else "")
     cells = [
         *texts[:2],
         number_of(row["seeds"], str(row["seeds"])),
@@ -284,7 +285,7 @@ def _trades(shown: Sequence[Panel]) -> list[dict[str, Any]]:
 
 
 def _machines(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(made_on(run) for run in runs))
+    return list(dict.fromkeys(run.machine for run in runs))
 
 
 def _attacks(found: Sequence[Group], pictures: Mapping[str, Pictures]) -> list[dict[str, Any]]:

@@ -29,6 +29,28 @@ class Run:
         """The run's seed."""
         return int(self.record["resolved"]["seed"])
 
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of trainings, and of what the defense did beside them where the record has it; None if unknown."""
+        trained = self.cost.get("train_seconds")
+        return None if trained is None else float(trained) + float(self.cost.get("beside_seconds") or 0.0)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware that made the run; empty if nothing is known of them."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "environment.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    @property
+    def machine(self) -> str:
+        """The hardware that the run was made on, for people."""
+        devices = ", ".join(self.environment.get("devices", [])) or self.environment.get("processor", "unknown machine")
+        threads = self.cost.get("threads", "unknown")
+        return f"{devices}, {threads} {'thread' if threads == 1 else 'threads'}"
+
     def values(self, metric: str) -> list[dict[str, Any]]:
         """All entries of this metric, one for each evaluation set or probe."""
         return [entry for entry in self.record["metrics"] if entry["name"] == metric]

@@ -67,10 +67,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Trade:
-    """A defense on one attack: what its training costs, and what the attack still reaches.
+    """A defense on one attack: what it costs, and what the attack still reaches.
 
     Attributes:
-        cost: training seconds over those of `clip` on the same attack and seed, mean over runs.
+        cost: seconds over those of `clip` on the same machine, median over runs.
         best: no other defense is at least as good in both and better in one.
     """
 
@@ -108,20 +108,20 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
 
 
 def seconds(group: Group) -> float | None:
-    """Training seconds of a run, mean over the group's runs."""
-    return mean_of([run.cost.get("train_seconds") for run in group.runs])
+    """Seconds that a defense took, mean over the group's runs."""
+    return mean_of([run.seconds for run in group.runs])
 
 
 def trades(panel: Panel, attack: str) -> list[Trade]:
-    """Cost against ASR of every defense on this attack that has both; cost as a multiple of `clip`'s, the median over shared seeds."""
-    base = next((groups[0] for (one, defense), groups in panel.cells.items() if one == attack and defense == "clip"), None)
-    if base is None:
-        return []
-    reference = {run.seed: run.cost.get("train_seconds") for run in base.runs}
+    """Cost against ASR of every defense on this attack that has both; cost as a multiple of what `clip` took on the same machine.
+
+    Runs of a machine on which `clip` was not run count for nothing; a defense that has no others is left out.
+    """
+    reference = _reference(panel, attack)
     rows: list[tuple[Group, float, float]] = []
     for defense in panel.defenses:
         for group in panel.cells.get((attack, defense), []):
-            ratios = [run.cost["train_seconds"] / spent for run in group.runs if (spent := reference.get(run.seed)) and run.cost.get("train_seconds")]
+            ratios = [run.seconds / reference[run.machine] for run in group.runs if run.machine in reference and run.seconds]
             asr = mean_of([per_run(run, "asr") for run in group.runs])
             if ratios and asr is not None:
                 rows.append((group, median(ratios), asr))
@@ -133,6 +133,16 @@ def trades(panel: Panel, attack: str) -> list[Trade]:
         )
         found.append(Trade(group.key[1], cost, asr, interval_of(group, "asr"), told, not told and not beaten))
     return found
+
+
+def _reference(panel: Panel, attack: str) -> dict[str, float]:
+    """Median seconds of `clip` by machine: on this attack, or where it was run on others only, on those; its training does not depend on the attack."""
+    found: dict[str, dict[bool, list[float]]] = {}
+    for (one, defense), members in panel.cells.items():
+        if defense == "clip":
+            for run in (run for group in members for run in group.runs if run.seconds):
+                found.setdefault(run.machine, {}).setdefault(one == attack, []).append(float(run.seconds or 0))
+    return {machine: median(by_attack.get(True) or by_attack[False]) for machine, by_attack in found.items()}
 
 
 def mean_over(point: dict[str, Any], metric: str) -> float | None:
@@ -174,7 +184,7 @@ METRICS: dict[str, tuple[str, Value]] = {
     "asr": ("ASR", lambda group: _mean(group, "asr")),
     "zero_shot": ("zero-shot accuracy", lambda group: _mean(group, "zero_shot_acc1")),
     "probe": ("linear-probe accuracy", lambda group: _mean(group, "linear_probe_acc1")),
-    "cost": ("training seconds", seconds),
+    "cost": ("seconds", seconds),
 }
 """What a heat map can show: its name, what it is called, and its value for a group."""
 COLUMNS = {"asr": "asr", "zero_shot": "zero_shot_acc1", "probe": "linear_probe_acc1"}

@@ -30,6 +30,7 @@ WIDE = (
     "zero_shot_acc1",
     "linear_probe_acc1",
     "train_seconds",
+    "beside_seconds",
     "pairs_per_second",
 )
 DETECTION = ("score", "auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own", "n_dropped", "recall_dropped", "n_poison_kept", "clean_lost", "clean_pairs_used")
@@ -230,6 +231,7 @@ def wide_row(group: Group) -> dict[str, Any]:
         "zero_shot_acc1": mean_of([per_run(run, "zero_shot_acc1") for run in runs]),
         "linear_probe_acc1": mean_of([per_run(run, "linear_probe_acc1") for run in runs]),
         "train_seconds": mean_of(seconds),
+        "beside_seconds": mean_of([run.cost.get("beside_seconds") for run in runs]),
         "pairs_per_second": mean_of(rates) if rates else None,
     }
 

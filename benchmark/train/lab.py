@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,6 +128,8 @@ class Lab:
         self.handed_in: list[Scores] = []
         self.warnings: list[str] = []
         self.kept_rows: NDArray[np.int64] | None = None
+        self.seconds_in_train = 0.0
+        self.seconds_beside: float | None = None
         self.train_settings = settings.train
         self._tokens, self._content = pack.tokens, pack.content
         self._model_settings, self._side = settings.model, settings.data.side
@@ -173,6 +176,7 @@ class Lab:
             trainable: which tower's weights move; the temperature moves with `all`.
             augmented: whether pairs are augmented; None is as the run says, False is the training of a run without `+aug`.
         """
+        began = time.perf_counter()
         augments = self._augmented and augmented is not False
         if augmented and not self._augmented:
             raise BenchError("lab.train(augmented=True) wants a run with +aug, which says what augmentation is")
@@ -215,6 +219,7 @@ class Lab:
             self.kept_rows = np.unique(np.asarray(rows, dtype=np.int64))
         model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
         state = torch.load(folder / "defense.pt", map_location="cpu", weights_only=True)
+        self.seconds_in_train += time.perf_counter() - began
         return Trained(model, state, log, folder)
 
     def untrained(self) -> Model:
