@@ -226,6 +226,7 @@ def test_a_plan_says_what_it_can_show():
     assert "no exact paired test reaches p < .05 with fewer than 6" in text
     assert "the interval is +-25 points" in text
     assert "93.75 % and 12.5 %: 5 unpaired units" in text
+    assert "(McNemar): 61 if every" in "\n".join(planned(None, None, None, (0.0, 0.125), None, Path("nowhere")))
     assert "give --sd" in "\n".join(planned(None, None, 5, None, None, Path("nowhere")))
     with pytest.raises(BenchError, match="nothing to plan"):
         planned(None, None, None, None, None, Path("nowhere"))

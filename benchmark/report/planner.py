@@ -93,6 +93,11 @@ def _of_runs(runs: int, spread: Spread | None) -> list[str]:
 def _of_rates(rates: tuple[float, float], spread: Spread | None) -> list[str]:
     gap = abs(rates[0] - rates[1])
     lines = [f"{100 * rates[0]:g} % and {100 * rates[1]:g} %: {planning.units_for_rates(*rates)} unpaired units in each arm (80 % power, two-sided .05)"]
+    more, fewer = max(rates), min(rates)
+    nested, independent = planning.units_for_discordance(more - fewer, 0), planning.units_for_discordance(more * (1 - fewer), fewer * (1 - more))
+    lines.append(
+        f"the same targets under both defenses (McNemar): {nested} if every target that falls under the better one falls under the other too, {independent} if who falls is independent"
+    )
     if spread is not None:
         runs = planning.runs_to_detect(spread.of_differences, gap)
         lines.append(f"the same over runs: {runs} runs" if runs else "the same over runs: more than 200 runs")
