@@ -12,12 +12,14 @@ import resource
 import sys
 import time
 import traceback
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -29,22 +31,22 @@ from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, attack_seconds, open_record, poison
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate import trained_pairs
-from benchmark.evaluate.detection import detection, filtering, poison_among_neighbours
+from benchmark.evaluate.detection import detection, dropped_by_class, filtering, poison_among_neighbours, poisoned_rows
 from benchmark.evaluate.hooks import Said, ask_hooks, check_hooks
-from benchmark.evaluate.measure import Evaluator, read
+from benchmark.evaluate.measure import Evaluator, check_probe, read
 from benchmark.evaluate.metric import Metric
 from benchmark.evaluate.pictures import keep_pictures
+from benchmark.evaluate.visibility import visibility
 from benchmark.guard import sealed
 from benchmark.progress import Progress
 from benchmark.record import about_poison, finished, poison_key, publish
 from benchmark.registry import Plugin, configure, find
-from benchmark.seeding import generator, torch_generator
+from benchmark.seeding import generator
 from benchmark.settings import SCHEMA, RunSettings
 from benchmark.stages import Stages, damage
 from benchmark.surrogate import Surrogates
 from benchmark.train import distributed
 from benchmark.train.allocator import keep_freed_memory
-from benchmark.train.augment import visible_share
 from benchmark.train.lab import Granted, Lab, PairsView, Task, ToldLab
 from benchmark.train.model import Model, tokenizer
 from benchmark.train.synonyms import resolve
@@ -106,21 +108,20 @@ def _make(cell: Cell) -> dict[str, Any]:
     check_hooks(cell.defense, cell.defense_plugin.name, cell.suite.main)
     attacked = poison_of(cell)
     poisoned = _unpoisoned(cell) if settings.clean_model else attacked
+    evaluator = _evaluator(cell, attacked)
     tokens = tokenizer(settings.model)
     packed = pack(poisoned, cell.source, tokens, settings.train.eot, cell.stages, cell.progress)
     lab = _lab(cell, poisoned, packed, device)
-    before = time.perf_counter()
-    with sealed(attacked.record, poisoned.record, cell.suite.folder):
+    with lab.beside(), sealed(attacked.record, poisoned.record, cell.suite.folder):
         defended = plugin_code("defense", cell.defense_plugin, lambda: cell.defense.defend(lab))
-    lab.seconds_beside = time.perf_counter() - before - lab.seconds_in_train
     models = list(defended) if isinstance(defended, list) else [defended]
     if not models or not all(isinstance(model, Model) for model in models):
         raise PluginError(f"{cell.defense_plugin.name}.defend must return a model or a list of models, got {type(defended).__name__}")
-    result = distributed.from_first(lambda: _measured(cell, attacked, poisoned, packed, lab, models, began))
+    result = distributed.from_first(lambda: _measured(cell, attacked, poisoned, packed, lab, models, evaluator, began))
     return result if result is not None else _make(cell)
 
 
-def _measured(cell: Cell, attacked: Poisoned, poisoned: Poisoned, packed: Pack, lab: Lab, models: list[Model], began: float) -> dict[str, Any] | None:
+def _measured(cell: Cell, attacked: Poisoned, poisoned: Poisoned, packed: Pack, lab: Lab, models: list[Model], evaluator: Evaluator, began: float) -> dict[str, Any] | None:
     """The record of the run, written down; None if its training must be made again.
 
     Args:
@@ -129,8 +130,6 @@ def _measured(cell: Cell, attacked: Poisoned, poisoned: Poisoned, packed: Pack, 
     """
     settings = cell.settings
     record, kept = open_record(poisoned.record), open_record(attacked.record).kept
-    probes = plugin_code("attack", cell.attack_plugin, lambda: cell.attack.probes(cell.suite, kept))
-    evaluator = Evaluator(cell.suite, probes, poison_key(attacked, settings.sham), cell.stages)
     probe = None if settings.evaluation.linear_probe == "none" else settings.evaluation.linear_probe
     weights = [model.identity() for model in models]
     evaluation = evaluator.measure(lambda: models, weights, settings.train.precision, probe)
@@ -146,16 +145,30 @@ def _measured(cell: Cell, attacked: Poisoned, poisoned: Poisoned, packed: Pack, 
         cell.progress.say("the snapshots of this training were removed after another evaluation; training it again")
         forget_training(cell, gone.folder)
         return None
-    found, warned = _row_metrics(lab, record, poisoned, n_models=len(models))
+    found, warned, rows = _row_metrics(cell, lab, record, poisoned, n_models=len(models))
     metrics += found
     lab.warnings += warned
     metrics += said.metrics
-    metrics += _visibility(cell, kept)
+    if settings.augmented:
+        metrics += visibility(kept, evaluator.probes, settings.data.side, settings.augment)
     about = about_poison(record) | {"targets": kept.get("targets", [])}
     result = _record(cell, record, about, packed, lab, metrics, curve, evaluator, collapsed, said)
-    keep_pictures(cell.results, result, cell.source, cell.suite, poisoned, record, probes, evaluator.asked)
-    publish(cell.folder, result, evaluation, _cost(cell, lab, time.perf_counter() - began) | _attack_cost(cell, record, poisoned), said.predictions)
+    keep_pictures(cell.results, result, cell.source, cell.suite, poisoned, record, evaluator.probes, evaluator.asked)
+    publish(cell.folder, result, evaluation, _cost(cell, lab, said, time.perf_counter() - began) | _attack_cost(cell, record, poisoned), said.predictions, rows)
     return result
+
+
+def _evaluator(cell: Cell, attacked: Poisoned) -> Evaluator:
+    """The evaluator with what the attack asks for, looked at before anything is trained.
+
+    Raises:
+        BenchError: a question that cannot be asked of these evaluation sets.
+    """
+    kept = open_record(attacked.record).kept
+    probes = plugin_code("attack", cell.attack_plugin, lambda: cell.attack.probes(cell.suite, kept))
+    for probe in probes:
+        check_probe(probe, cell.suite)
+    return Evaluator(cell.suite, probes, poison_key(attacked, cell.settings.sham), cell.stages)
 
 
 def poison_of(cell: Cell) -> Poisoned:
@@ -218,8 +231,8 @@ def _poisoned_images(record: SealedRecord, poisoned: Poisoned) -> NDArray[np.int
     return np.array([number[shown[row_id]] if row_id in shown else -1 for row_id in poisoned.rows()[0]], dtype=np.int64)
 
 
-def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: int) -> tuple[list[Metric], list[str]]:
-    """Detection of what the defense scored, and what it kept; models that vote have no one set of kept rows. And warnings."""
+def _row_metrics(cell: Cell, lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: int) -> tuple[list[Metric], list[str], pd.DataFrame | None]:
+    """Detection of what the defense scored, and what it kept; models that vote have no one set of kept rows. Warnings, and where the poison stood."""
     rows, images = _poisoned_rows(record, poisoned), _poisoned_images(record, poisoned)
     metrics: list[Metric] = []
     warnings: list[str] = []
@@ -228,16 +241,20 @@ def _row_metrics(lab: Lab, record: SealedRecord, poisoned: Poisoned, n_models: i
         if scores.neighbourhood is not None:
             found, lines = poison_among_neighbours(scores.name, scores.neighbourhood.k, scores.neighbourhood.groups, rows)
             metrics, warnings = metrics + found, warnings + lines
-    return metrics + (filtering(lab.kept_rows, rows) if lab.kept_rows is not None and n_models == 1 else []), warnings
+    kept = lab.kept_rows if n_models == 1 else None
+    if kept is not None:
+        metrics += filtering(kept, rows) + dropped_by_class(kept, rows, _shown_classes(cell, poisoned))
+    return metrics, warnings, poisoned_rows(lab.handed_in, kept, rows, images) if rows.any() and (lab.handed_in or kept is not None) else None
 
 
-def _visibility(cell: Cell, kept: dict[str, Any]) -> list[Metric]:
-    """Share of training crops that show the trigger whole, by Monte Carlo over the run's own augmentation."""
-    if not cell.settings.augmented or "box" not in kept:
-        return []
-    draws = 20_000
-    share = visible_share(tuple(kept["box"]), cell.settings.data.side, cell.settings.augment, torch_generator("visible"), draws)
-    return [Metric("trigger_visible_share", "trigger", share, draws, "crops")]
+def _shown_classes(cell: Cell, poisoned: Poisoned) -> list[str | None] | None:
+    """The main set's class that each row shows, None for rows of which that is not known; None for data without such tags."""
+    pairs, classes = cell.source.train, set(cell.suite.main.classnames)
+    tags = next((values for values in pairs.tags.values() if set(values) <= classes), None)
+    if not tags:
+        return None
+    by_id = dict(zip(pairs.ids, tags, strict=True))
+    return [by_id.get(row_id) for row_id in poisoned.rows()[0]]
 
 
 def _record(
@@ -282,11 +299,15 @@ def _record(
     }
 
 
-def _cost(cell: Cell, lab: Lab, seconds: float) -> dict[str, Any]:
+def _cost(cell: Cell, lab: Lab, said: Said, seconds: float) -> dict[str, Any]:
+    """What the defender spent. Passes through a tower are those of trainings, beside them, and of the hooks; None if a training did not count."""
     costs = lab.costs
+    counted = [one.get("passes") for one in costs]
+    passes: Counter[str] | None = None if None in counted else sum(map(Counter, [*counted, lab.passes_beside, said.cost.get("passes", {})]), Counter())
     return {
         "train_seconds": sum(one["seconds"] for one in costs),
-        "beside_seconds": lab.seconds_beside,
+        "beside_seconds": None if lab.seconds_beside is None else lab.seconds_beside + said.cost.get("seconds", 0.0),
+        "passes": passes,
         "pairs_trained": sum(one["pairs_trained"] for one in costs),
         "n_models_trained": len(costs),
         "threads": cell.settings.train.threads,

@@ -10,9 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from benchmark.data.poison import Poisoned, SealedRecord
+from benchmark.evaluate.predictions import ROWS
 from benchmark.settings import canonical, digest
 from benchmark.stages import damage, seal, write_atomically
 
@@ -45,8 +47,8 @@ def poison_key(poisoned: Poisoned, sham: bool) -> str:
     return digest({"poison": poisoned.record.parent.name, "sham": sham})
 
 
-def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[str, Any], predictions: Path | None = None) -> None:
-    """Writes the folder of a finished run, whole or not at all; `predictions` holds further tables beside those of the evaluation."""
+def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[str, Any], predictions: Path | None = None, rows: pd.DataFrame | None = None) -> None:
+    """Writes the folder of a finished run, whole or not at all; `predictions` holds further tables beside those of the evaluation, `rows` what was said of poisoned rows."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -54,6 +56,8 @@ def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[s
     shutil.copytree(evaluation / "predictions", part / "predictions")
     if predictions is not None:
         shutil.copytree(predictions, part / "predictions", dirs_exist_ok=True)
+    if rows is not None:
+        rows.to_parquet(part / "predictions" / f"{ROWS}.parquet", compression="zstd", index=False)
     write_atomically(part / "cost.json", canonical(cost).encode())
     write_atomically(part / "environment.json", canonical(environment()).encode())
     write_atomically(part / "record.json", (canonical(record) + "\n").encode())

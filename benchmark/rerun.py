@@ -22,7 +22,7 @@ class Again:
     """What came out.
 
     Attributes:
-        same: whether the two records are equal, apart from the source hashes of plugins whose code has changed.
+        same: whether the two records are equal, apart from the source hashes of plugins whose code has changed and from metrics that have come since.
         lines: what differs, for people.
     """
 
@@ -55,9 +55,14 @@ def rerun(run: Run, results: Path, progress: Progress, plugins: dict[str, str], 
     new = run_cell(cell)
     again = next(one for one in load(results) if one.record["run_id"] == new["run_id"])
     expected = {**run.record, "run_id": new["run_id"], "resolved": new["resolved"]}
-    same = canonical(expected) == canonical(new)
+    old = {(entry["name"], entry["of"]) for entry in run.record["metrics"]}
+    added = sorted({entry["name"] for entry in new["metrics"] if (entry["name"], entry["of"]) not in old})
+    shared = {"metrics": [entry for entry in new["metrics"] if (entry["name"], entry["of"]) in old], "cards": {key: card for key, card in new["cards"].items() if key in run.record["cards"]}}
+    same = canonical(expected) == canonical({**new, **shared})
     code = [path for path, _, _ in changed(resolved, new["resolved"])]
     lines = differing(run, again)
+    if added:
+        lines.insert(0, f"measured now and not in the record: {', '.join(added)}")
     if same and code:
         lines.insert(0, f"the same numbers, although the settings have changed in {', '.join(code)}")
     return Again(again, same, lines)

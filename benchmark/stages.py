@@ -19,6 +19,11 @@ from benchmark.settings import canonical, digest
 DONE = "done.json"
 
 
+def cost_file(folder: Path) -> Path:
+    """Where a stage's cost lies: beside it, for the same stage has the same bytes however long it took."""
+    return folder.with_name(folder.name.removesuffix(".part") + ".cost.json")
+
+
 @dataclass(frozen=True)
 class Stages:
     """A folder of finished stages, `<root>/<kind>/<key>/`, each with a marker that lists its files.

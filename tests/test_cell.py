@@ -11,6 +11,7 @@ import benchmark
 from benchmark.curve import forget_training, snapshot_names
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
+from benchmark.evaluate.predictions import read_predictions
 from benchmark.matrix import open_cell
 from benchmark.progress import silent
 from benchmark.request import Request, plan
@@ -141,6 +142,44 @@ def test_sham_changes_no_image_and_is_another_run(shared):
     plain, sham = run(shared), run(shared, sham=True)
     assert sham["run_id"] != plain["run_id"]
     assert sham["label"]["scale"].endswith("+sham")
+
+
+def test_the_cost_counts_what_went_through_the_towers(shared):
+    record, told = run(shared, seed=7), run(shared, seed=7, defense="oracle")
+    cost = json.loads((shared / "runs" / record["run_id"] / "cost.json").read_text())
+    assert cost["pairs_trained"] == cost["passes"]["image_backward"] == cost["passes"]["text_backward"] > 0
+    assert 0 <= cost["beside_seconds"] < cost["wall_seconds_now"]
+    rows = read_predictions(shared / "runs" / told["run_id"])["rows-poisoned"]
+    assert len(rows) == told["poison"]["n_poison"] and not rows["kept"].any()
+    by_class = values(told, "dropped_by_class")
+    assert len(by_class) > 5 and set(by_class.values()) == {0.0}
+
+
+ODD = """
+from benchmark.contract import Attack, Probe
+
+class Odd(Attack):
+    '''Asks for the twenty best of twenty classes.
+
+    Source: this test.
+    '''
+
+    touches = ()
+
+    def poison(self, pairs, lab):
+        return []
+
+    def probes(self, suite, kept):
+        return [Probe("odd", "classify", suite.main.name, "test", None, 0, (1, 20))]
+"""
+
+
+def test_what_cannot_be_asked_is_said_before_anything_is_trained(tmp_path):
+    file = tmp_path / "odd.py"
+    file.write_text(ODD)
+    with pytest.raises(BenchError, match="k = 20 of 20 classes is no success"):
+        run(tmp_path / "r", attack=str(file))
+    assert not (tmp_path / "r" / "cache" / "train").exists()
 
 
 def test_a_clean_model_is_that_of_a_run_without_attack_measured_as_if_attacked(shared):

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score, roc_curve
 
-from benchmark.evaluate.detection import detection, filtering, poison_among_neighbours, precision_at
+from benchmark.evaluate.detection import detection, dropped_by_class, filtering, poison_among_neighbours, poisoned_rows, precision_at
 
 
 def values_of(metrics):
@@ -33,6 +35,28 @@ def test_the_example_worked_out_by_hand():
     assert found["auroc"] == pytest.approx(5 / 6) and found["average_precision"] == pytest.approx(5 / 6)
     assert found["fpr_at_tpr_0.95"] == pytest.approx(1 / 3)
     assert "f1_own" not in found and "tpr_at_fpr_0.01" not in found, "neither a threshold of its own nor a thousand clean rows"
+
+
+@pytest.mark.parametrize("levels", [1000, 5])
+def test_what_is_kept_of_the_poisoned_rows_gives_the_metrics_again(levels):
+    rng = np.random.default_rng(1)
+    poisoned = rng.random(1500) < 0.1
+    scores = SimpleNamespace(name="x", values=np.round((rng.normal(size=1500) + poisoned) * levels / 5), flagged=poisoned & (rng.random(1500) < 0.5))
+    kept = np.flatnonzero(rng.random(1500) < 0.7)
+    rows = poisoned_rows([scores], kept, poisoned, np.arange(1500))
+    n_clean = int((~poisoned).sum())
+    above_it = 1 - (rows["above_x"] + rows["level_x"] / 2) / n_clean
+    assert above_it.mean() == pytest.approx(roc_auc_score(poisoned, scores.values))
+    assert rows["kept"].sum() == poisoned[kept].sum() and rows["flagged_x"].sum() == scores.flagged.sum()
+    assert list(rows["image"]) == list(np.flatnonzero(poisoned))
+
+
+def test_what_a_filter_loses_is_counted_by_class_among_clean_rows():
+    shown = ["boat", "boat", "boat", "car", None, "car"]
+    poisoned = np.array([True, False, False, False, False, False])
+    found = {metric.of: (metric.value, metric.n) for metric in dropped_by_class(np.array([0, 1, 4]), poisoned, shown)}
+    assert found == {"boat": (0.5, 2), "car": (1.0, 2)}
+    assert dropped_by_class(np.array([0]), poisoned, None) == []
 
 
 def test_precision_at_the_true_base_rate_matches_the_hand_value():

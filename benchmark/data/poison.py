@@ -25,7 +25,7 @@ from benchmark.errors import BenchError
 from benchmark.registry import Plugin
 from benchmark.seeding import generator
 from benchmark.settings import SCHEMA, canonical
-from benchmark.stages import Stages, write_atomically
+from benchmark.stages import Stages, cost_file, write_atomically
 
 VERSION = 1
 
@@ -98,20 +98,15 @@ def open_record(folder: Path) -> SealedRecord:
 
 def attack_seconds(poisoned: Poisoned) -> float | None:
     """How long the attack took where the poison was made, its surrogate left out; None if that is not known any more."""
-    path = _cost_file(poisoned.record.parent)
+    path = cost_file(poisoned.record.parent)
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
-
-
-def _cost_file(folder: Path) -> Path:
-    return folder.with_name(folder.name.removesuffix(".part") + ".cost.json")
 
 
 def _build(lab: AttackLab, attack: Attack, folder: Path) -> None:
     source, seed = lab.source, lab.seed
     began = time.perf_counter()
     edits = list(attack.poison(source.train, lab))
-    # Beside the stage and not in it: the same poison has the same bytes, however long it took.
-    write_atomically(_cost_file(folder), canonical({"seconds": time.perf_counter() - began - lab.seconds_waited}).encode())
+    write_atomically(cost_file(folder), canonical({"seconds": time.perf_counter() - began - lab.seconds_waited}).encode())
     (folder / "poisoned").mkdir()
     (folder / "poisoned.record").mkdir()
     ids, refs, captions, rows = apply(source.train, edits, folder / "poisoned", seed, lab.stamps)

@@ -42,9 +42,8 @@ class Queries:
 
 def queries(probe: Probe, suite: Suite) -> Queries:
     """Stamps the probe's trigger on its images. The trigger is the one that poisoned the training images."""
+    check_queries(probe, suite)
     eval_set = suite.get(probe.eval_set)
-    if probe.task != "classify" or isinstance(probe.queries, Texts):
-        raise BenchError(f"probe {probe.name!r}: images are classified, and this one is a {probe.task} of {type(probe.queries).__name__}")
     if isinstance(probe.queries, Images):
         ids, plain, true = probe.queries.ids, probe.queries.images, torch.tensor(probe.queries.true)
         name = f"probe/{probe.name}/{digest(list(ids))[:16]}"
@@ -56,6 +55,25 @@ def queries(probe: Probe, suite: Suite) -> Queries:
     return Queries(ids, plain, triggered, true, _goals(probe, true), name)
 
 
+def check_queries(probe: Probe, suite: Suite) -> None:
+    """Checks what `queries` and `attack_success` take for granted.
+
+    Raises:
+        BenchError: texts instead of images, a k as large as the number of classes, goals that do not fit the queries, or no query that counts.
+    """
+    eval_set = suite.get(probe.eval_set)
+    if probe.task != "classify" or isinstance(probe.queries, Texts):
+        raise BenchError(f"probe {probe.name!r}: images are classified, and this one is a {probe.task} of {type(probe.queries).__name__}")
+    if max(probe.ks) >= len(eval_set.classnames):
+        raise BenchError(f"probe {probe.name!r}: k = {max(probe.ks)} of {len(eval_set.classnames)} classes is no success; use a smaller k")
+    true = torch.tensor(probe.queries.true) if isinstance(probe.queries, Images) else torch.from_numpy(eval_set.test.labels)
+    counts = true != _goals(probe, true)
+    if probe.sources is not None:
+        counts &= torch.isin(true, torch.tensor(probe.sources))
+    if not counts.any():
+        raise BenchError(f"probe {probe.name!r}: every query already shows the goal, so none counts")
+
+
 def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite) -> tuple[list[Metric], pd.DataFrame]:
     """ASR with its floor, and what else the same forward pass tells; a prediction row per query.
 
@@ -64,8 +82,7 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
     taken for each target's class.
     """
     eval_set = suite.get(probe.eval_set)
-    if max(probe.ks) >= len(eval_set.classnames):
-        raise BenchError(f"probe {probe.name!r}: k = {max(probe.ks)} of {len(eval_set.classnames)} classes is no success; use a smaller k")
+    check_queries(probe, suite)
     card = digest(card_of(probe, asked, suite))[:16]
     units = "queries" if probe.trigger is not None else "targets"
     triggered_name = asked.name if probe.trigger is None else f"{asked.name}/{digest(probe.trigger.spec())[:16]}"

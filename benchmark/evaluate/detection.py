@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from benchmark.evaluate.metric import Metric, rate
 from benchmark.seeding import generator
+
+
+class Scored(Protocol):
+    """Scores of all rows, float64 (n,), with a name, and what would be flagged, bool (n,), if anything."""
+
+    @property
+    def name(self) -> str:
+        """Of the score."""
+        ...
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Higher is more suspicious."""
+        ...
+
+    @property
+    def flagged(self) -> NDArray[np.bool_] | None:
+        """At the defense's own threshold."""
+        ...
+
 
 TOP_SHARES = (0.001, 0.01, 0.05, 0.1, 0.15)
 SMALL_FPR = (0.01, 0.001)
@@ -68,6 +90,40 @@ def filtering(kept: NDArray[np.int64], poisoned: NDArray[np.bool_]) -> list[Metr
         rate("recall_dropped", "filter", n_poison - n_poison_kept, n_poison, "", "pairs"),
         rate("precision_dropped", "filter", n_poison - n_poison_kept, n - len(kept), "", "pairs"),
     ]
+
+
+def dropped_by_class(kept: NDArray[np.int64], poisoned: NDArray[np.bool_], shown: Sequence[str | None] | None) -> list[Metric]:
+    """The share of each class's clean rows that was dropped, as a filter may erase a class; n is the clean rows that show it.
+
+    Args:
+        shown: the class that each row (n,) shows, None where it is not known; None for data that do not say.
+    """
+    if shown is None:
+        return []
+    stays = np.zeros(len(poisoned), dtype=bool)
+    stays[kept] = True
+    classes = np.array([name or "" for name in shown])
+    found = []
+    for name in sorted(set(classes[~poisoned]) - {""}):
+        rows = ~poisoned & (classes == name)
+        found.append(rate("dropped_by_class", str(name), int((rows & ~stays).sum()), int(rows.sum()), "", "pairs"))
+    return found
+
+
+def poisoned_rows(scores: Sequence[Scored], kept: NDArray[np.int64] | None, poisoned: NDArray[np.bool_], images: NDArray[np.int64]) -> pd.DataFrame:
+    """A row for each poisoned row, from which the metrics of `detection` can be had again: which image it shows, whether it was
+    kept, and for each score how many clean rows lie above it and level with it, and whether it was flagged.
+    """
+    table: dict[str, Any] = {"image": images[poisoned]}
+    if kept is not None:
+        table["kept"] = np.isin(np.flatnonzero(poisoned), kept)
+    for one in scores:
+        clean = np.sort(one.values[~poisoned])
+        below, up_to = (np.searchsorted(clean, one.values[poisoned], side) for side in ("left", "right"))
+        table |= {f"above_{one.name}": len(clean) - up_to, f"level_{one.name}": up_to - below}
+        if one.flagged is not None:
+            table[f"flagged_{one.name}"] = one.flagged[poisoned]
+    return pd.DataFrame(table)
 
 
 def poison_among_neighbours(name: str, k: int, groups: Sequence[NDArray[np.int64]], poisoned: NDArray[np.bool_]) -> tuple[list[Metric], list[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,20 +27,22 @@ from benchmark.evaluate.metric import Metric, rate
 from benchmark.evaluate.query_detection import Judged, judged, query_detection, query_table
 from benchmark.evaluate.zero_shot import test_name
 from benchmark.settings import canonical, digest
+from benchmark.stages import cost_file, write_atomically
 from benchmark.train.lab import Task
-from benchmark.train.model import Model
+from benchmark.train.model import Model, passes
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
 class Said:
-    """What the hooks' metrics are, what they refer to, and what a reader should know of them."""
+    """What the hooks' metrics are, what they refer to, what a reader should know of them, and what they took: `seconds`, `passes`."""
 
     metrics: list[Metric] = field(default_factory=list)
     cards: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     predictions: Path | None = None
+    cost: dict[str, Any] = field(default_factory=dict)
 
 
 def check_hooks(defense: Defense, name: str, main: EvalSet) -> None:
@@ -66,10 +70,17 @@ def ask_hooks(defense: Defense, name: str, models: Sequence[Model], evaluator: E
     facts = {"stage": "hooks", "version": VERSION, "run": run, "weights": [model.identity() for model in models], "evaluation": evaluation.name}
     folder = evaluator.stages.make("hooks", facts, partial(_build, defense, name, list(models), evaluator, evaluation, granted))
     found = json.loads((folder / "metrics.json").read_text())
-    return Said([Metric(**metric) for metric in found["metrics"]], found["cards"], found["warnings"], folder / "predictions")
+    return Said(
+        [Metric(**metric) for metric in found["metrics"]],
+        found["cards"],
+        found["warnings"],
+        folder / "predictions",
+        json.loads(took.read_text()) if (took := cost_file(folder)).is_file() else {},
+    )
 
 
 def _build(defense: Defense, name: str, models: list[Model], evaluator: Evaluator, evaluation: Path, clean: NDArray[np.uint8] | None, folder: Path) -> None:
+    began, counted = time.perf_counter(), Counter(passes)
     said, tables = Said(), dict[str, pd.DataFrame]()
     attacks = [_Attacked(probe, asked, pd.read_parquet(evaluation / "predictions" / f"attack-{probe.name}.parquet")) for probe, asked in _classified(evaluator)]
     if defense.overrides("suspicion"):
@@ -78,6 +89,7 @@ def _build(defense: Defense, name: str, models: list[Model], evaluator: Evaluato
         _certificates(defense, name, Encoder(models), evaluator, attacks, said, tables)
     if clean is not None:
         _audit(defense, name, _single(models, name, "audit"), evaluator, clean, said)
+    write_atomically(cost_file(folder), canonical({"seconds": time.perf_counter() - began, "passes": Counter(passes) - counted}).encode())
     (folder / "metrics.json").write_text(canonical({"metrics": [metric.as_json() for metric in said.metrics], "cards": said.cards, "warnings": said.warnings}))
     (folder / "predictions").mkdir()
     for table, frame in tables.items():

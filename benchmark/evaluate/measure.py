@@ -15,7 +15,7 @@ import torch
 from benchmark.contract import Probe
 from benchmark.data.eval_sets import Suite
 from benchmark.errors import BenchError
-from benchmark.evaluate.attack_success import Queries, attack_success, card_of, queries
+from benchmark.evaluate.attack_success import Queries, attack_success, card_of, check_queries, queries
 from benchmark.evaluate.features import Encoder, on_prompts
 from benchmark.evaluate.linear_probe import Fitted, linear_probe, missing_probe, predicted
 from benchmark.evaluate.metric import Metric, rate
@@ -137,6 +137,18 @@ def ask(probe: Probe, suite: Suite) -> Queries | Retrieval:
         BenchError: a probe whose parts do not fit its task or its evaluation set.
     """
     return queries(probe, suite) if probe.task == "classify" else retrieval_queries(probe, suite)
+
+
+def check_probe(probe: Probe, suite: Suite) -> None:
+    """Raises what measuring the probe would raise, without a model; no trigger is stamped on test images.
+
+    Raises:
+        BenchError: a probe whose parts do not fit its task or its evaluation set, or none of whose queries counts.
+    """
+    if probe.task == "classify":
+        check_queries(probe, suite)
+    else:
+        retrieval_queries(probe, suite)
 
 
 def has_linear_probe(probe: Probe) -> bool:

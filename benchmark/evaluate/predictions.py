@@ -17,6 +17,7 @@ from benchmark.errors import BenchError
 
 FOLDER = "predictions"
 SLIM = "predictions.parquet"
+ROWS = "rows-poisoned"
 _FORM = "predictions"
 _DROPPED_BITS = 13  # of the 23 of a float32: ten are kept, a relative error of at most 2 ** -11
 PRECISION = 2.0**-11

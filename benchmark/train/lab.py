@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ from benchmark.stages import DONE, Stages, drop_files, file_sha256, write_atomic
 from benchmark.train import distributed
 from benchmark.train.eda import Eda, Synonyms
 from benchmark.train.loop import Budget, TrainingData, snapshot_name, train
-from benchmark.train.model import Model, build, load_weights
+from benchmark.train.model import Model, build, load_weights, passes
 from benchmark.train.views import TextViews
 
 VERSION = 1
@@ -130,6 +132,9 @@ class Lab:
         self.kept_rows: NDArray[np.int64] | None = None
         self.seconds_in_train = 0.0
         self.seconds_beside: float | None = None
+        self.passes_beside: Counter[str] = Counter()
+        self._passes_inside: Counter[str] = Counter()
+        self._features_of: set[str] = set()
         self.train_settings = settings.train
         self._tokens, self._content = pack.tokens, pack.content
         self._model_settings, self._side = settings.model, settings.data.side
@@ -176,7 +181,7 @@ class Lab:
             trainable: which tower's weights move; the temperature moves with `all`.
             augmented: whether pairs are augmented; None is as the run says, False is the training of a run without `+aug`.
         """
-        began = time.perf_counter()
+        began, counted = time.perf_counter(), Counter(passes)
         augments = self._augmented and augmented is not False
         if augmented and not self._augmented:
             raise BenchError("lab.train(augmented=True) wants a run with +aug, which says what augmentation is")
@@ -220,7 +225,16 @@ class Lab:
         model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
         state = torch.load(folder / "defense.pt", map_location="cpu", weights_only=True)
         self.seconds_in_train += time.perf_counter() - began
+        self._passes_inside += Counter(passes) - counted
         return Trained(model, state, log, folder)
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Measures what the defense does in the block outside of trainings: seconds, and passes through a tower."""
+        began, counted = time.perf_counter(), Counter(passes)
+        yield
+        self.seconds_beside = time.perf_counter() - began - self.seconds_in_train
+        self.passes_beside += Counter(passes) - counted - self._passes_inside
 
     def untrained(self) -> Model:
         """The run's model before any training."""
@@ -237,7 +251,12 @@ class Lab:
             np.save(folder / "image.npy", image.numpy())
             np.save(folder / "text.npy", text.numpy())
 
+        counted = Counter(passes)
         folder = self._stages.make("features", facts, build_features)
+        self._passes_inside += Counter(passes) - counted
+        if folder.name not in self._features_of:  # charged in full, whoever computed them, and once
+            self._features_of.add(folder.name)
+            self.passes_beside += Counter(image_forward=len(self.pairs), text_forward=len(self.pairs))
         return torch.from_numpy(np.load(folder / "image.npy")), torch.from_numpy(np.load(folder / "text.npy"))
 
     def scores(self, name: str, values: Any, flagged: Any = None, neighbourhood: Neighbourhood | None = None) -> None:
@@ -292,9 +311,11 @@ class Lab:
         if not distributed.leads():
             return
         torch.save(dict(worker.state), folder / "defense.pt")
-        seconds = [row.pop("seconds") for row in log]
+        seconds, counted = [row.pop("seconds") for row in log], [row.pop("passes", None) for row in log]
         (folder / "log.json").write_text(json.dumps(log, sort_keys=True))
         cost = {"seconds": sum(seconds), "pairs_trained": sum(row["pairs"] for row in log), "threads": settings.threads, "device": self._device.type}
+        if None not in counted:  # an epoch of a version that did not count
+            cost["passes"] = sum(map(Counter, counted), Counter())
         write_atomically(folder / "cost.json", json.dumps(cost).encode())
         (folder / "state.pt").unlink(missing_ok=True)
 

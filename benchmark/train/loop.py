@@ -9,6 +9,7 @@ import copy
 import io
 import pickle
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from benchmark.stages import write_atomically
 from benchmark.train import distributed, schedule, towers
 from benchmark.train.augment import augment
 from benchmark.train.model import Model, optimizer, save_weights
+from benchmark.train.model import passes as counts
 from benchmark.train.pixels import Pixels, sent
 from benchmark.train.views import TextViews
 
@@ -173,7 +175,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
         advance(len(log) * steps_per_epoch * batch_size)
         for epoch in range(len(log) + 1, settings.epochs + 1):
             now.begin(epoch)
-            began = time.perf_counter()  # what a defense plans is part of what it costs
+            began, counted = time.perf_counter(), Counter(counts)  # what a defense plans is part of what it costs
             rng = torch_generator("views", budget.seed, epoch, *distributed.own_stream())
             tokens = torch.from_numpy(data.texts.epoch(epoch).astype(np.int64)).to(model.device)
             lengths = text_lengths(tokens)
@@ -208,7 +210,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
             if not distributed.same_everywhere(defense.state):
                 now.warn(f"epoch {epoch}: the defense's state differed between processes, and the first one's was kept; a defense must fill it from now.gather")
             distributed.average_buffers(model.net)
-            log.append(_epoch_row(now, passes, rates, model, done, batch_size, time.perf_counter() - began))
+            log.append(_epoch_row(now, passes, rates, model, done, batch_size, time.perf_counter() - began, Counter(counts) - counted))
             if not distributed.leads():
                 continue
             if _keeps(epoch, settings):
@@ -260,7 +262,7 @@ def make_batch(images: Tensor, tokens: Tensor, lengths: Tensor, rows: Tensor, bu
     return Batch(shown, raw, tokens[:, rows, :longest], rows)
 
 
-def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, steps: int, batch_size: int, seconds: float) -> dict[str, Any]:
+def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, steps: int, batch_size: int, seconds: float, counted: Counter[str]) -> dict[str, Any]:
     row: dict[str, Any] = distributed.average({name: float(total) / n for name, (total, n) in now.sums.items()})
     if not all(np.isfinite(value) for value in row.values()):
         raise BenchError(f"epoch {now.epoch}: the loss is not finite; lower the learning rate, for instance --set train.lr={max(rates) / 4:g}")
@@ -275,6 +277,7 @@ def _epoch_row(now: Now, passes: list[Pass], rates: list[float], model: Model, s
         "steps": steps,
         "pairs": steps * batch_size,
         "seconds": seconds,
+        "passes": {name: n * distributed.size() for name, n in counted.items()},
     }
     return row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,13 @@ SMALL: dict[str, Any] = {
     "vision_cfg": {"timm_model_name": "bench_small_convnet", "timm_pool": "", "timm_proj": "linear", "image_size": 32},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 1},
 }
+
+
+passes: Counter[str] = Counter()
+"""Images and texts that went through a tower in this process: `image_backward`, `image_forward`, `text_backward`, `text_forward`.
+
+`backward` are those whose features a gradient can follow.
+"""
 
 
 @dataclass
@@ -85,6 +93,7 @@ class Model:
         normalised = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             features: Tensor = self.net.get_submodule("visual")(normalised)
+        _count("image", features)
         return features.float()
 
     def text(self, tokens: Tensor) -> Tensor:
@@ -98,6 +107,7 @@ class Model:
         """Features (b, d) of tokens (b, L) as the tower gives them: not unit-length."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             features = _text_features(self.net, tokens)
+        _count("text", features)
         return features.float()
 
     @torch.no_grad()
@@ -151,6 +161,10 @@ class Model:
         """A name for all that features depend on: the weights, and the normalisation where it is not CLIP's."""
         weights = self.weights_sha256()
         return weights if (self.mean, self.std) == (MEAN, STD) else f"{weights}:{digest([self.mean, self.std])[:16]}"
+
+
+def _count(tower: str, features: Tensor) -> None:
+    passes[f"{tower}_{'backward' if features.requires_grad else 'forward'}"] += len(features)
 
 
 def build(settings: ModelSettings, side: int, seed: int, device: torch.device, precision: str = "fp32") -> Model:
