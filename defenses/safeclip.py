@@ -43,6 +43,11 @@ class SafeCLIP(Defense):
         "official": {
             "unimodal_epochs": 5,
             "cross_warmup_epochs": 1,
+            "filter_lr": 5e-6,
+            "in_lr": 5e-4,
+            "cross_lr": 5e-4,
+            "first_share": None,
+            "safe_growth": 0.01,
             "bank_size": 21845,
             "bank_init": "noise_raw",
             "bank_wrap": "drop",

@@ -10,6 +10,7 @@ import pytest
 from benchmark.contract import Attack, Defense
 from benchmark.errors import BenchError
 from benchmark.registry import configure, find, names, source_hash
+from benchmark.settings import SCALES
 
 MINE = """
 from benchmark.contract import Defense, Field
@@ -177,6 +178,37 @@ def test_later_sources_of_options_win() -> None:
     assert configure(plugin, {"n_targets": 4}, {}).n_targets == 4
     assert configure(plugin, {"n_targets": 4}, {"preset": "carlini2022"}).n_targets == 1
     assert configure(plugin, {"n_targets": 4}, {"preset": "carlini2022", "n_targets": 2}).n_targets == 2
+
+
+# What a preset leaves to the scale. Clean pairs are what the data have. Attacks: a preset names a trigger, and sizes in pixels are the scale's;
+# a true caption is what the drawn captions can say, and `smoke` has fewer rows than a paper's counts.
+LEFT_TO_SCALES = {
+    ("defense", "cleanclip"): {"n_clean"},
+    ("defense", "par"): {"n_clean"},
+    ("defense", "roclip"): {"first_matched_epoch"},  # a model that has learned nothing yet collapses when it is matched
+    ("attack", "backdoor"): {"rate", "size", "cell"},
+    ("attack", "corrupt_encoder"): {"caption", "n_support_references"},
+    ("attack", "noisy_alignment"): {"caption"},
+    ("attack", "toxic_text"): {"n_images", "count", "n_targets", "captions_per_target"},
+}
+
+
+@pytest.mark.parametrize("kind", ["attack", "defense"])
+def test_a_preset_gives_the_same_options_at_every_scale(kind: str) -> None:
+    for name in names(kind):  # type: ignore[arg-type]
+        plugin = find(kind, name)  # type: ignore[arg-type]
+        differ = set()
+        for preset in set(plugin.load().presets) - {"default"}:
+            at = [configure(plugin, scale.options.get(name, {}), {"preset": preset}).model_dump() for scale in SCALES.values()]
+            differ |= {option for option in at[0] if any(one[option] != at[0][option] for one in at)}
+        assert differ == LEFT_TO_SCALES.get((kind, name), set()), name
+
+
+@pytest.mark.parametrize("scale", sorted(SCALES))
+def test_the_official_preset_of_safeclip_is_the_released_code_at_every_scale(scale: str) -> None:
+    official = configure(find("defense", "safeclip"), SCALES[scale].options.get("safeclip", {}), {"preset": "official"})
+    assert (official.unimodal_epochs, official.cross_warmup_epochs, official.first_share, official.safe_growth) == (5, 1, None, 0.01)
+    assert (official.filter_lr, official.in_lr, official.cross_lr) == (5e-6, 5e-4, 5e-4)
 
 
 def test_a_file_named_like_a_plugin_is_not_given_options_that_it_lacks(tmp_path: Path) -> None:
