@@ -66,7 +66,7 @@ class _FirstEpochs(Defense):
         if epoch > 1:
             image, text = now.features()
             found = pair_losses(image, text, float(now.model.scale.detach()), torch.randperm(now.n_rows, generator=now.generator(f"batches {epoch}")), now.batch_size)
-            self.state["losses"] = self.state.get("losses", torch.zeros(now.n_rows)) + found
+            self.state["losses"] = self.state["losses"].cpu() + found if "losses" in self.state else found
         before = now.steps_per_epoch * (epoch - 1) + self.late
         return [Pass(lr=lambda index, n: self.peak * schedule.factor(before + index, self.warmup, self.steps))]
 

@@ -1,6 +1,7 @@
 """Filters: what they drop and train, their scores against values by hand, the rules for a reference, and the controls beside them."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import benchmark
 from benchmark.errors import BenchError
 from benchmark.testing import World
 from benchmark.train.lab import snapshots
+from defenses._early_loss import _Watched
 from defenses._filter import above_the_usual, kept, top
 from defenses._mixture import fit
 from defenses._neighbour_filter import coverage
@@ -18,7 +20,7 @@ from defenses.clip import Clip
 from defenses.clipscore import ClipScore
 from defenses.cognitive_distillation import distilled, objective
 from defenses.dao import DAO
-from defenses.early_loss import EarlyLoss, pair_losses
+from defenses.early_loss import EarlyLoss, _FirstEpochs, pair_losses
 from defenses.iforest import isolation
 from defenses.kdist import KDist
 from defenses.lid import LID
@@ -213,6 +215,31 @@ def test_the_observed_epochs_are_the_first_of_the_plain_run(tmp_path):
     assert snapshots(observed)[2].read_bytes() == snapshots(whole._folder)[2].read_bytes()
     with pytest.raises(BenchError, match="observes 9 epochs and the run has 3"):
         EarlyLoss(epochs=9).defend(lab)
+
+
+class Elsewhere:
+    """What a resume puts on the model's device: it has to be fetched before it is added to anything."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def cpu(self):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    "observer", [lambda: _FirstEpochs(peak=1e-3, steps=12, warmup=0, late=0), lambda: _Watched(peak=1e-3, total=12, warm=0, late=0)], ids=["early_loss", "abl"]
+)
+def test_losses_that_a_resume_put_on_another_device_are_added_up_all_the_same(observer):
+    rng = torch.Generator().manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(12, 4, generator=rng), dim=1) for _ in range(2))
+    model = types.SimpleNamespace(scale=torch.tensor(5.0))
+    now = types.SimpleNamespace(features=lambda: (image, text), model=model, n_rows=12, batch_size=4, steps_per_epoch=3, generator=lambda purpose: torch.Generator().manual_seed(1))
+    first, resumed = observer(), observer()
+    first.plan(2, now)
+    resumed.state["losses"] = Elsewhere(first.state["losses"])
+    resumed.plan(3, now)
+    assert torch.equal(resumed.state["losses"], 2 * first.state["losses"])
 
 
 def test_the_two_signs_of_a_filter_give_opposite_scores(tmp_path):
