@@ -38,6 +38,7 @@ class Decree(Defense):
     seed: int = Field(0, ge=0, description="Draws, with the model's weights, the first patch and the order of the images.")
 
     def defend(self, lab: Lab) -> Model:
+        lab.clean_pairs(self.n_clean)  # the audit's, asked for before anything is trained
         return lab.train(Clip()).model
 
     def audit(self, model: Model, images: NDArray[np.uint8]) -> float:

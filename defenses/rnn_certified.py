@@ -34,16 +34,18 @@ class RNNCertified(Defense):
 
     radius: float | None = Field(None, gt=0, le=2, description="Cosine distance of the ball; None chooses it on clean pairs.")
     share: float = Field(0.05, gt=0, le=1, description="Share of the images that a typical ball holds, where the radius is chosen.")
-    n_clean: int = Field(200, ge=0, description="Clean pairs on which the radius is chosen; their captions are not used.")
+    n_clean: int = Field(200, ge=2, description="Clean pairs on which the radius is chosen; their captions are not used.")
     longest: int = Field(256, ge=1, description="Largest radius against images added or taken away that is shown; larger ones are cut to it.")
 
     _radius: float | None = None
 
+    def clean_wanted(self) -> int:
+        return self.n_clean if self.radius is None else 0
+
     def defend(self, lab: Lab) -> Model:
+        clean = lab.clean_pairs(self.n_clean) if self.radius is None else None  # asked for before anything is trained
         model = lab.train(Clip()).model
-        self._radius = self.radius
-        if self._radius is None:
-            self._radius = typical_radius(model.encode_images(lab.clean_pairs(self.n_clean).pairs.images), self.share)
+        self._radius = self.radius if clean is None else typical_radius(model.encode_images(clean.pairs.images), self.share)
         return model
 
     def certify(self, views: Sequence[View], labels: Tensor, n_classes: int) -> list[Certificates]:

@@ -18,6 +18,7 @@ from benchmark.train.lab import PairsView, Task
 from defenses._class_texts import SENTENCES, naming, pinned, read_attributes, texts_of, unrelated
 from defenses.bdetclip import BDetCLIP, contrast, mislead
 from defenses.decree import Decree, Weight, learning_rate, pairwise
+from defenses.rnn_certified import RNNCertified
 from defenses.subspace import Subspace, detection_samples, distance_to_own, grown, principal, spelled
 
 TINY = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=1", "evaluation.linear_probe=none", "decree.epochs=3")
@@ -253,6 +254,24 @@ def test_the_mean_pairwise_cosine_equals_the_loop_over_pairs():
     features = normalize(torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), dim=1)
     pairs = [float(features[a] @ features[b]) for a, b in itertools.permutations(range(7), 2)]
     assert float(pairwise(features)) == pytest.approx(np.mean(pairs), abs=1e-6)
+
+
+@pytest.mark.parametrize("defense", [Decree(), RNNCertified(), BDetCLIP(), Subspace()], ids=lambda one: type(one).__name__)
+def test_clean_pairs_that_are_not_there_are_asked_for_before_anything_is_trained(defense):
+    trained = []
+
+    def refuse(n):
+        raise BenchError(f"the defense asks for {n} clean pairs and none are set apart")
+
+    with pytest.raises(BenchError, match=f"asks for {defense.n_clean} clean pairs and none"):
+        defense.defend(types.SimpleNamespace(clean_pairs=refuse, train=trained.append))
+    assert not trained
+
+
+def test_a_given_radius_asks_for_no_clean_pairs_and_one_pair_gives_none():
+    assert (RNNCertified(radius=0.5).clean_wanted(), RNNCertified().clean_wanted()) == (0, 200)
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        RNNCertified(n_clean=1)
 
 
 @pytest.fixture(scope="module")
