@@ -6,6 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from benchmark.suspicion.neighbours import Points, lid
+from benchmark.train.lab import Lab
+from benchmark.train.model import Model
 from defenses._neighbour_filter import NeighbourFilter
 
 
@@ -22,6 +24,14 @@ class LID(NeighbourFilter):
     paper = "Amsaleg et al. 2015; Huang et al. 2025, arXiv 2502.01385"
 
     k: int = Field(64, ge=2, description="How many neighbours. Paper: 64.")
+
+    def defend(self, lab: Lab) -> Model:
+        if self.reference != "clean":
+            lab.warn(
+                f"lid: a reference of the rows themselves (defense.reference={self.reference}) may hold poison, and fewer than k/4 = {self.k / 4:g} poisoned rows can already turn "
+                "the order of these scores round; defense.reference=clean takes trusted pairs"
+            )
+        return super().defend(lab)
 
     def estimate(self, queries: Points, reference: Points) -> Tensor:
         return lid(queries, reference, self.k)

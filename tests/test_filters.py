@@ -147,6 +147,14 @@ def test_a_reference_with_too_much_expected_poison_or_too_few_of_a_class_is_a_wa
     assert coverage(16, 320, 20) and not coverage(16, 321, 20)
 
 
+@pytest.mark.parametrize(("reference", "warns"), [("clean", False), ("sample", True), ("batch", True), ("all", True)])
+def test_lid_warns_of_every_reference_that_is_not_trusted(tmp_path, reference, warns):
+    defense = LID(reference=reference, k=4, reference_size=50, rho_max=0.001, suspect_epochs=1)
+    lab = World(tmp_path).lab(defense, "lab")
+    defense.defend(lab)
+    assert any(f"(defense.reference={reference}) may hold poison, and fewer than k/4 = 1 poisoned rows" in line for line in lab.warnings) == warns
+
+
 @pytest.mark.parametrize("reference", ["clean", "sample", "batch", "all"])
 def test_rows_are_scored_within_their_reference(tmp_path, reference):
     defense = KDist(reference=reference, k=4, reference_size=50, rho_max=0.02)
