@@ -34,7 +34,11 @@ class NeighbourFilter(Filter):
     reference: Literal["clean", "sample", "batch", "all"] = Field(
         "clean", description="Where neighbours come from: trusted pairs, one random sample of the rows, the random batch of a row (paper), or all rows."
     )
-    reference_size: int | None = Field(None, ge=1, description="M, pairs in the reference. null: 2,000 trusted pairs; k / (4 rho_max) rows of a sample or batch. Paper: 2,048.")
+    reference_size: int | None = Field(
+        None,
+        ge=1,
+        description="M, pairs in the reference. null: 2,000 trusted pairs; k / (4 rho_max) rows of a sample or batch, half of that where captions are points too. Paper: 2,048.",
+    )
     rho_max: float = Field(0.01, gt=0, lt=1, description="Largest poison rate to reckon with: a reference should hold at most k / 4 poisoned rows.")
     modalities: Literal["both", "image"] = Field("image", description="both: captions are points of the reference too, as in the paper; they are seldom near an image.")
     normalize: bool = Field(False, description="Features of unit length. Paper: as the towers give them.")
@@ -54,13 +58,21 @@ class NeighbourFilter(Filter):
         scores, groups = self.scored(lab, model, size)
         for line in coverage(self.k, size, len(lab.task.classnames)):
             lab.warn(f"{self.name()}: {line}")
-        if self.reference != "clean" and self.rho_max * size > self.k / 4:
+        poison = self.rho_max * size * self.points_of_a_pair
+        if self.reference != "clean" and poison > self.k / 4:
+            points = "rows" if self.points_of_a_pair == 1 else "images and captions"
             lab.warn(
-                f"{self.name()}: at rho_max = {self.rho_max:g} a reference of {size} rows is expected to hold {self.rho_max * size:.1f} poisoned rows, more than k/4 = {self.k / 4:g}; "
+                f"{self.name()}: at rho_max = {self.rho_max:g} a reference of {size} rows is expected to hold {poison:.1f} poisoned {points}, more than k/4 = {self.k / 4:g}; "
                 "from about k on the order of the scores turns round"
             )
         flagged = above_the_usual(scores.double().numpy())
-        return self.without_the_most_suspicious(lab, self.name(), scores, flagged, Neighbourhood(self.k, groups))
+        entries = tuple(np.repeat(group, self.points_of_a_pair) for group in groups)  # each point counts, so that a row may be there twice
+        return self.without_the_most_suspicious(lab, self.name(), scores, flagged, Neighbourhood(self.k, entries))
+
+    @property
+    def points_of_a_pair(self) -> int:
+        """How many points of the reference each pair is: its image, and with modalities=both its caption."""
+        return 2 if self.modalities == "both" else 1
 
     @classmethod
     def name(cls) -> str:
@@ -73,11 +85,12 @@ class NeighbourFilter(Filter):
         Raises:
             BenchError: fewer than 4k + 1.
         """
-        usual = TRUSTED if self.reference == "clean" else int(self.k / (4 * self.rho_max))
+        share = 4 * self.points_of_a_pair
+        usual = TRUSTED if self.reference == "clean" else int(self.k / (share * self.rho_max))
         size = n if self.reference == "all" else usual if self.reference_size is None else self.reference_size
         size = size if self.reference == "clean" else min(size, n)
         if size < 4 * self.k + 1:
-            how = f"k/(4 rho_max) = {self.k}/(4 x {self.rho_max:g})" if self.reference_size is None and self.reference != "all" else f"reference={self.reference}"
+            how = f"k/({share} rho_max) = {self.k}/({share} x {self.rho_max:g})" if self.reference_size is None and self.reference != "all" else f"reference={self.reference}"
             raise BenchError(f"{how} gives a reference of {size} pairs, and k = {self.k} needs at least 4k + 1 = {4 * self.k + 1}; use defense.reference=clean or lower defense.k")
         return size
 

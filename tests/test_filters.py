@@ -111,6 +111,7 @@ def test_the_usual_threshold_is_three_robust_deviations_above_the_median():
     ("options", "message"),
     [
         ({"reference": "sample", "rho_max": 0.1}, r"k/\(4 rho_max\) = 16/\(4 x 0.1\) gives a reference of 40 pairs, and k = 16 needs at least 4k \+ 1 = 65"),
+        ({"reference": "sample", "rho_max": 0.04, "modalities": "both"}, r"k/\(8 rho_max\) = 16/\(8 x 0.04\) gives a reference of 50 pairs"),
         ({"reference": "clean", "reference_size": 64}, r"reference=clean gives a reference of 64 pairs.*= 65"),
         ({"reference": "all", "k": 64}, "reference of 192 pairs, and k = 64 needs at least 4k"),
     ],
@@ -133,6 +134,8 @@ def test_trusted_pairs_that_are_not_there_are_asked_for_before_anything_is_train
 
 def test_the_usual_size_of_a_sample_holds_a_quarter_of_k_poisons():
     assert KDist(reference="sample").size(100_000) == 400 and KDist(reference="batch", rho_max=0.0001).size(1_000_000) == 40_000
+    both = KDist(reference="sample", modalities="both")
+    assert (both.size(100_000), both.clean_wanted(), KDist(modalities="both").size(100_000)) == (200, 0, 2000), "a poisoned row is two points of the reference"
     assert KDist(reference="all").size(5000) == 5000 and LID().size(10) == 2000
     assert (KDist().clean_wanted(), KDist(reference="sample").clean_wanted(), LID(reference_size=300).clean_wanted()) == (2000, 0, 300)
 
@@ -144,6 +147,10 @@ def test_a_reference_with_too_much_expected_poison_or_too_few_of_a_class_is_a_wa
     assert any("expected to hold 3.8 poisoned rows, more than k/4 = 2" in line for line in lab.warnings)
     assert any("192 pairs holds about 10 of each of 20 classes" in line for line in lab.warnings) == (192 <= 8 * 20)
     assert lab.handed_in[0].neighbourhood.k == 8 and np.array_equal(lab.handed_in[0].neighbourhood.groups[0], np.arange(192))
+    both = DAO(reference="all", k=8, rho_max=0.0104, modalities="both", suspect_epochs=3)
+    both.defend(lab)
+    assert any("expected to hold 4.0 poisoned images and captions, more than k/4 = 2" in line for line in lab.warnings), "2.0 by rows, which would be no warning"
+    assert np.array_equal(np.bincount(lab.handed_in[1].neighbourhood.groups[0]), np.full(192, 2))
     assert coverage(16, 320, 20) and not coverage(16, 321, 20)
 
 
