@@ -21,6 +21,7 @@ from defenses._repair import poisoned
 from defenses.clip import Clip
 
 Unlearn = Literal["constraint", "ascent", "filter"]
+ASCENT_LR = 1e-6
 
 
 class ABL(Defense):
@@ -45,7 +46,8 @@ class ABL(Defense):
     )
     target_cos: float = Field(0.0, ge=-1, le=1, description="Cosine that isolated pairs are pulled to. CleanCLIP's code amounts to 1.")
     weight: float = Field(1.0, ge=0, description="Weight of the constraint. CleanCLIP's code: 1.")
-    lr: float | None = Field(None, gt=0, description="Learning rate of unlearning; None is 1e-5 for the constraint and 1e-6 for ascent. Semantic-Shield's code: 1e-8.")
+    lr: float | None = Field(None, gt=0, description="Learning rate of unlearning; None is constraint_lr for the constraint and 1e-6 for ascent. Semantic-Shield's code: 1e-8.")
+    constraint_lr: float = Field(1e-5, gt=0, description="Rate of the constraint where lr is None; scales set it.")
     epochs: int = Field(5, ge=1, description="Epochs of unlearning. Semantic-Shield's code: 5.")
 
     def defend(self, lab: Lab) -> Model:
@@ -60,7 +62,7 @@ class ABL(Defense):
         if self.unlearn == "filter":
             settings = lab.train_settings
             return lab.train(Clip(), rows=np.sort(order[n_isolated:]), steps=settings.epochs * (n // settings.batch_size)).model
-        lr = self.lr or (1e-5 if self.unlearn == "constraint" else 1e-6)
+        lr = self.rate()
         worker = _Unlearning(n_isolated=n_isolated, how=self.unlearn, target_cos=self.target_cos, weight=self.weight, lr=lr)
         given: dict[str, Any] = {"epochs": self.epochs, "lr": lr, "warmup_frac": 0.0, "schedule": "fixed"}
         if self.unlearn == "ascent":
@@ -69,6 +71,10 @@ class ABL(Defense):
         model = lab.train(worker, rows=rows, start=poisoned(lab), **given).model
         lab.kept_rows = None  # all rows were trained on, those in front to unlearn them
         return model
+
+    def rate(self) -> float:
+        """Learning rate of unlearning: the user's, else that of the way in which is unlearned."""
+        return self.lr or (self.constraint_lr if self.unlearn == "constraint" else ASCENT_LR)
 
     def _suspicion(self, lab: Lab) -> NDArray[np.float64]:
         if self.score == "early_loss":

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, normalize
 from benchmark.contract import Batch
 from benchmark.errors import BenchError
 from benchmark.progress import silent
-from benchmark.settings import AugmentSettings, ModelSettings, TrainSettings
+from benchmark.registry import configure, find
+from benchmark.settings import SCALES, AugmentSettings, ModelSettings, TrainSettings
 from benchmark.testing import World
 from benchmark.train.loop import Budget, TrainingData, train
 from benchmark.train.loss import contrastive
@@ -291,6 +292,22 @@ def test_unlearning_takes_rows_apart_that_were_pulled_together(tmp_path):
     _, log = trained(_Unlearning(n_isolated=8, how="constraint", target_cos=0.0, weight=5.0, lr=1e-3), 5, folder=tmp_path, lr=1e-3)
     _, together = trained(_Unlearning(n_isolated=8, how="constraint", target_cos=1.0, weight=5.0, lr=1e-3), 5, folder=tmp_path / "together", lr=1e-3)
     assert abs(log[-1]["cos_isolated"]) < 0.25 < 0.5 < together[-1]["cos_isolated"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "given", "rate"),
+    [
+        ("small", {}, 1e-4),
+        ("medium", {}, 1e-4),
+        ("paper", {}, 1e-5),
+        ("small", {"lr": 3e-5}, 3e-5),
+        ("small", {"unlearn": "ascent"}, 1e-6),
+        ("paper", {"unlearn": "ascent"}, 1e-6),
+        ("small", {"unlearn": "ascent", "lr": 1e-7}, 1e-7),
+    ],
+)
+def test_a_scale_sets_the_rate_of_the_constraint_alone(scale, given, rate):
+    assert configure(find("defense", "abl"), SCALES[scale].options.get("abl", {}), given).rate() == rate
 
 
 def test_isolating_nothing_is_refused(world):
