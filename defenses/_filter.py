@@ -12,6 +12,7 @@ from benchmark.errors import BenchError
 from benchmark.suspicion.neighbours import finite
 from benchmark.train.lab import Lab, Neighbourhood
 from benchmark.train.model import Model
+from defenses._warmup import of_epochs
 from defenses.clip import Clip
 
 
@@ -28,7 +29,7 @@ class Filter(Defense):
 
     def suspect(self, lab: Lab) -> Model:
         """The model under which rows are scored."""
-        return lab.train(Clip(), epochs=self.suspect_epochs).model
+        return lab.train(Clip(), epochs=self.suspect_epochs, warmup_frac=of_epochs(lab, self.suspect_epochs)).model
 
     def without_the_most_suspicious(self, lab: Lab, name: str, scores: Tensor, flagged: NDArray[np.bool_], neighbourhood: Neighbourhood | None = None) -> Model:
         """Hands in scores (n,) and the rows that the score's own threshold flags, and trains without those to be dropped."""

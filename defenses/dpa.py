@@ -14,6 +14,7 @@ from benchmark.contract import Certificates, Defense, View
 from benchmark.train.lab import Lab, PairsView
 from benchmark.train.model import Model
 from defenses._certificates import partition_certificates
+from defenses._warmup import shrunk
 from defenses.clip import Clip
 
 
@@ -47,7 +48,11 @@ class DPA(Defense):
         """A function of the part's pairs alone; fewer than two of them train nothing."""
         if len(rows) < 2:
             return lab.untrained()
-        return lab.train(Clip(), rows=rows, batch_size=min(lab.train_settings.batch_size, len(rows))).model
+        settings = lab.train_settings
+        batch_size = min(settings.batch_size, len(rows))
+        steps = len(rows) // batch_size * settings.epochs
+        # The whole run is reckoned from the part: the number of all pairs would let a row elsewhere change this model.
+        return lab.train(Clip(), rows=rows, batch_size=batch_size, warmup_frac=shrunk(settings, steps, steps * self.parts)).model
 
 
 def content_hash(pairs: PairsView, row: int, by: Literal["image", "row"]) -> str:

@@ -17,6 +17,7 @@ from benchmark.train.lab import Lab
 from benchmark.train.loop import Now
 from benchmark.train.model import Model
 from defenses._filter import Filter, top
+from defenses._warmup import of_epochs
 
 OWN_SHARE = 0.02
 
@@ -44,7 +45,7 @@ class EarlyLoss(Filter):
         steps = len(lab.pairs) // settings.batch_size * settings.epochs
         late = len(lab.pairs) // settings.batch_size if settings.schedule == "official" else 0
         first = _FirstEpochs(peak=settings.lr, steps=steps, warmup=schedule.warmup(settings, steps), late=late)
-        trained = lab.train(first, epochs=epochs)
+        trained = lab.train(first, epochs=epochs, warmup_frac=of_epochs(lab, epochs))  # its passes bring the rates of the whole run
         last = pair_losses(*lab.features(trained.model), float(trained.model.scale.detach()), _order(len(lab.pairs), lab.rng("batches")), settings.batch_size)
         mean = (trained.state.get("losses", torch.zeros(len(lab.pairs))) + last) / epochs
         scores = -mean if self.suspicious == "low" else mean
