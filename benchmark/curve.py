@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from benchmark.data.pack import Pack
 from benchmark.data.poison import Poisoned, SealedRecord
-from benchmark.evaluate import trained_pairs
+from benchmark.evaluate import splits, trained_pairs
 from benchmark.evaluate.measure import Evaluator, read
 from benchmark.settings import canonical
 from benchmark.stages import write_atomically
-from benchmark.train.lab import Lab, drop_snapshots, snapshots, weights_hash
+from benchmark.train.lab import Lab, Split, drop_snapshots, snapshots, weights_hash
 from benchmark.train.model import Model, load_weights
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def curve_of(cell: Cell, lab: Lab, evaluator: Evaluator, pairs: Pairs) -> list[d
     folder = lab.trainings[-1]
     log = {row["epoch"]: row for row in json.loads((folder / "log.json").read_text())}
     seen, points = 0, []
+    parted = {split.epoch: split for split in lab.splits}
     with cell.stages.lock(folder.with_name(folder.name + ".curve")):
         names = snapshot_names(folder)
         for epoch, row in sorted(log.items()):
@@ -51,6 +53,8 @@ def curve_of(cell: Cell, lab: Lab, evaluator: Evaluator, pairs: Pairs) -> list[d
             if str(epoch) in names and (cell.settings.evaluation.curve or epoch == max(log)):
                 metrics, _ = read(_evaluate_snapshot(cell, evaluator, folder, epoch, names[str(epoch)]))
                 point["metrics"] = {f"{metric.name}/{metric.of}": metric.value for metric in metrics if metric.name in _CURVE} | pairs.measure(folder, epoch, names[str(epoch)])
+                if epoch in parted:
+                    point["metrics"] |= pairs.split(parted[epoch])
             points.append(point)
         if not cell.keep_snapshots:
             drop_snapshots(folder)
@@ -85,7 +89,12 @@ class Pairs:
     def __init__(self, cell: Cell, record: SealedRecord, poisoned: Poisoned, packed: Pack) -> None:
         self.cell, self.packed = cell, packed
         self.key = {"rows": packed.content, "poison": poisoned.record.parent.name}
+        self.touched = functools.cache(lambda: np.isin(poisoned.rows()[0], record.rows["id"].tolist()))
         self.asked = functools.cache(lambda: trained_pairs.ask(poisoned.rows()[0], record, cell.source, cell.suite))
+
+    def split(self, split: Split) -> dict[str, float]:
+        """The values of what a defense parted, with the sealed record's rows."""
+        return splits.measure(split.kept, split.scores, self.touched())
 
     def measure(self, folder: Path, epoch: int, name: str) -> dict[str, float]:
         """The values of one snapshot."""

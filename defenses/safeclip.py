@@ -24,6 +24,7 @@ from defenses._safe_set import RankBy, ranked, rate, sizes, total_of_released_sc
 from defenses._unimodal import BankInit, against, neighbours, open_bank, text_views
 
 _GROWING_EPOCHS = 26  # epochs of the paper's mixed stage, for which its growth is given
+_SAFE_OF, _SIMILARITY_OF = "safe of epoch ", "similarity of epoch "  # kept for each epoch, packed
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -95,6 +96,10 @@ class SafeCLIP(Defense):
             lab.scores("dissimilarity_first", -state["first_similarity"], ~state["first_safe"])
             lab.scores("dissimilarity", -state["similarity"], ~state["safe"])
             lab.scores("mixture", -state["posterior"], state["posterior"] < self.safe_threshold)
+        for name in sorted(name for name in state if name.startswith(_SAFE_OF)):
+            epoch = name.removeprefix(_SAFE_OF)
+            similarity = state[_SIMILARITY_OF + epoch]
+            lab.split(int(epoch), np.unpackbits(state[name].numpy(), count=len(similarity)), similarity)
         return trained.model
 
     def captions(self, text: str, rng: np.random.Generator, rewrite: Rewrite) -> list[str]:
@@ -217,6 +222,8 @@ class SafeCLIP(Defense):
         safe = np.zeros(n, dtype=bool)
         safe[order[: planned[index]]] = True
         self._keep(index, similarity, posterior, safe)
+        self.state[f"{_SAFE_OF}{epoch:03d}"] = torch.from_numpy(np.packbits(safe))
+        self.state[f"{_SIMILARITY_OF}{epoch:03d}"] = torch.from_numpy(similarity.astype(np.float16))
         self._log(now, planned[index], similarity, posterior, mixture)
         return self._passes(epoch, index, planned, safe, now)
 

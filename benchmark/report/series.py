@@ -16,6 +16,8 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("zero_shot", "Zero-shot accuracy", (("zero_shot_acc1", "mean over the sets"),)),
     ("similarity", "Similarity of image and caption", (("poisoned_similarity", "poisoned pairs"), ("clean_similarity", "clean pairs"))),
     ("pool", "Nearest caption in a pool, for poisoned images", (("pool_true_class", "of the true class"), ("pool_goal_class", "of the target class"))),
+    ("split", "The safe set", (("safe_share", "its size"), ("safe_poison_recall", "poison in it, of all"), ("split_auroc", "AUROC of dissimilarity"))),
+    ("top", "Poison among the most similar pairs, of all", tuple((f"poison_in_top_{share}", f"in the first {share:.0%}") for share in (0.1, 0.15, 0.3))),
 )
 """Charts of a cell: name, title, and the metrics of a curve's points with what they are called."""
 

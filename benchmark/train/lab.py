@@ -105,6 +105,15 @@ class Scores:
     neighbourhood: Neighbourhood | None = None
 
 
+@dataclass(frozen=True)
+class Split:
+    """How a defense parted the rows in an epoch of a training: which it kept, and a score (n,), higher = kept rather."""
+
+    epoch: int
+    kept: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+
+
 class Lab:
     """The defender's side of the harness. No attribute leads to poison labels, the attack or test images."""
 
@@ -128,6 +137,7 @@ class Lab:
         self.costs: list[dict[str, Any]] = []
         self.logged: list[str] = []
         self.handed_in: list[Scores] = []
+        self.splits: list[Split] = []
         self.warnings: list[str] = []
         self.kept_rows: NDArray[np.int64] | None = None
         self.seconds_in_train = 0.0
@@ -268,6 +278,13 @@ class Lab:
         if array.shape != (len(self.pairs),) or not np.isfinite(array).all():
             raise BenchError(f"lab.scores({name!r}) wants one finite value for each of {len(self.pairs)} rows, got shape {array.shape}")
         self.handed_in.append(Scores(name, array, None if flagged is None else _array(flagged).astype(bool), neighbourhood))
+
+    def split(self, epoch: int, kept: Any, scores: Any) -> None:
+        """Hands in how the rows were parted before an epoch (from 1) of the last training, for its curve: bool (n,) and a finite score (n,)."""
+        rows, array = _array(kept).astype(bool), _array(scores).astype(np.float64)
+        if rows.shape != array.shape or array.shape != (len(self.pairs),) or not np.isfinite(array).all():
+            raise BenchError(f"lab.split({epoch}) wants whether each of {len(self.pairs)} rows was kept and a finite score of each, got shapes {rows.shape} and {array.shape}")
+        self.splits.append(Split(epoch, rows, array))
 
     def clean_pairs(self, n: int) -> Granted:
         """Clean pairs, n of them, from a pool that no training row or evaluation image comes from; the count is in every table."""
