@@ -20,7 +20,8 @@ class CognitiveDistillation(Filter):
     Where a trigger decides, a small part suffices; which sign marks poison under CLIP is an option.
 
     Source: Huang et al., ICLR 2023, arXiv 2301.10908; on CLIP Huang et al., ICLR 2025, arXiv 2502.01385.
-    Differs from the paper: nothing known beside the scale's number of steps.
+    Differs from the paper: scale `small` takes 30 steps and beta=1 instead of 100 and 100, because at the published roughness no mask of
+    32 px moves within these steps, and the score is the draw of the colours.
     """
 
     paper = "Huang et al. 2023, arXiv 2301.10908; Huang et al. 2025, arXiv 2502.01385"
