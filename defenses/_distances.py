@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+BLOCK_BYTES = 256 << 20
+
+
+def blocks(n_queries: int, bytes_of_each: int) -> Iterator[slice]:
+    """Queries in order, as many at once as take 256 MiB; at least one."""
+    size = max(1, BLOCK_BYTES // max(1, bytes_of_each))
+    return (slice(begin, begin + size) for begin in range(0, max(1, n_queries), size))
 
 
 def cosine_distances(queries: Tensor, support: Tensor) -> NDArray[np.float64]:

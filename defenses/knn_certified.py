@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor
 
 from benchmark.contract import Certificates, Defense, View
 from benchmark.train.lab import Lab
 from benchmark.train.model import Model
-from defenses._certificates import knn_added, knn_modified, knn_removed, nearest_votes, winners
-from defenses._distances import cosine_distances
+from defenses._certificates import Ints, knn_added, knn_modified, knn_removed, nearest_votes, winners
+from defenses._distances import blocks, cosine_distances
 from defenses.clip import Clip
 
 
@@ -40,10 +41,19 @@ class KNNCertified(Defense):
         (view,) = views
         k = self.k or max(1, round(len(labels) / 20))
         longest = min(self.longest, len(labels))
-        votes = nearest_votes(cosine_distances(view.queries, view.support), labels.numpy(), n_classes, k + longest)
-        best, about = winners(votes[:, k]), f"the vote of the {k} nearest of {len(labels)} labelled images"
+        about = f"the vote of the {k} nearest of {len(labels)} labelled images"
+        # For each query: distances and their order, and votes with what they are summed from.
+        of_each = 24 * len(labels) + 24 * (k + longest + 1) * n_classes
+        parts = [self._radii(view.queries[block], view.support, labels, n_classes, k, longest) for block in blocks(len(view.queries), of_each)]
+        best, added, changed, removed = (np.concatenate(part) for part in zip(*parts, strict=True))
         return [
-            Certificates("insert", best, knn_added(votes, k), "labelled images added", "encoder", about, k - 1, k),
-            Certificates("modify", best, knn_modified(votes, k), "labelled images changed", "encoder", about, k // 2, k),
-            Certificates("delete", best, knn_removed(votes, k), "labelled images taken away", "encoder", about, longest, k),
+            Certificates("insert", best, added, "labelled images added", "encoder", about, k - 1, k),
+            Certificates("modify", best, changed, "labelled images changed", "encoder", about, k // 2, k),
+            Certificates("delete", best, removed, "labelled images taken away", "encoder", about, longest, k),
         ]
+
+    @staticmethod
+    def _radii(queries: Tensor, support: Tensor, labels: Tensor, n_classes: int, k: int, longest: int) -> tuple[Ints, Ints, Ints, Ints]:
+        """Classes of queries, and radii against images added, changed and taken away (m,)."""
+        votes = nearest_votes(cosine_distances(queries, support), labels.numpy(), n_classes, k + longest)
+        return winners(votes[:, k]), knn_added(votes, k), knn_modified(votes, k), knn_removed(votes, k)

@@ -13,7 +13,7 @@ from benchmark.contract import Certificates, Defense, View
 from benchmark.train.lab import Lab
 from benchmark.train.model import Model
 from defenses._certificates import ball_votes, gaps, joint_turned, winners
-from defenses._distances import cosine_distances, typical_radius
+from defenses._distances import blocks, cosine_distances, typical_radius
 from defenses.clip import Clip
 
 
@@ -51,7 +51,8 @@ class RNNCertified(Defense):
     def certify(self, views: Sequence[View], labels: Tensor, n_classes: int) -> list[Certificates]:
         (view,) = views
         assert self._radius is not None
-        votes = ball_votes(cosine_distances(view.queries, view.support), labels.numpy(), n_classes, self._radius)
+        parts = blocks(len(view.queries), 24 * len(labels))  # distances, and which of them are short
+        votes = np.concatenate([ball_votes(cosine_distances(view.queries[part], view.support), labels.numpy(), n_classes, self._radius) for part in parts])
         best, ahead, empty = winners(votes), gaps(votes), votes.sum(axis=1) == 0
         longest, tau = min(self.longest, len(labels)), self._radius
         single = np.where(empty, -1, np.minimum(ahead, longest))

@@ -268,6 +268,31 @@ def test_the_plugins_predict_as_a_direct_loop_does():
     assert (modify.radius <= delete.radius).all() and modify.joint is not None and insert.joint is None
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_certificates_are_the_same_in_blocks_of_queries(monkeypatch, size):
+    (view,), labels = views(np.random.default_rng(4))
+    ball = RNNCertified()
+    ball._radius = 0.5
+    seen = []
+
+    def measured(queries, support):
+        seen.append(len(queries))
+        return np.round(cosine_distances(queries, support), 9)  # a product of another shape may round in another way
+
+    for module in ("knn_certified", "rnn_certified"):
+        monkeypatch.setattr(f"defenses.{module}.cosine_distances", measured)
+    for defense, of_each in ((KNNCertified(k=7), 24 * 60 + 24 * (7 + 60 + 1) * 3), (ball, 24 * 60)):
+        whole = defense.certify([view], labels, 3)
+        assert seen == [20], "small input is one block"
+        with monkeypatch.context() as smaller:
+            smaller.setattr("defenses._distances.BLOCK_BYTES", size * of_each + of_each - 1)
+            parts = defense.certify([view], labels, 3)
+        assert max(seen[1:]) == size and sum(seen[1:]) == 20
+        for one, other in zip(whole, parts, strict=True):
+            assert one.name == other.name and np.array_equal(one.predicted, other.predicted) and np.array_equal(one.radius, other.radius)
+        seen.clear()
+
+
 def test_the_ball_is_chosen_so_that_it_typically_holds_the_share():
     rng = np.random.default_rng(1)
     features = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((101, 8))), dim=1)
