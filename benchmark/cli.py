@@ -187,10 +187,12 @@ def report(
 ) -> None:
     """Tables from recorded runs."""
     from benchmark.report.comparisons import against as comparisons
+    from benchmark.report.controls import controls
     from benchmark.report.dose import fitted
     from benchmark.report.markdown import to_markdown
     from benchmark.report.records import load, select, superseded
-    from benchmark.report.tables import groups, long_table, to_csv, wide_table
+    from benchmark.report.tables import groups, long_table, to_csv
+    from benchmark.report.wide import wide_table
 
     if verify:
         if attack or defense or scale or where:
@@ -213,8 +215,10 @@ def report(
         text, notes = to_csv(table), notes + left_out
     elif format == "md":
         text, notes = to_markdown(runs), old
+    elif format == "csv":
+        text, notes = to_csv(wide_table(runs)), notes + controls(groups(runs)[0]).notes
     else:
-        text = to_csv(wide_table(runs) if format == "csv" else long_table(runs))
+        text = to_csv(long_table(runs))
     for note in notes:
         typer.echo(note, err=True)
     if out is None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmark.data import world
-from benchmark.report.tables import DETECTION, WIDE
+from benchmark.report.wide import DETECTION, WIDE
 
 TINY = tuple(f"--set={one}" for one in ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=2"))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}

@@ -18,7 +18,8 @@ from benchmark.progress import silent
 from benchmark.report.comparisons import differences
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import load, select, superseded
-from benchmark.report.tables import groups, long_table, to_csv, wide_table
+from benchmark.report.tables import groups, long_table, to_csv
+from benchmark.report.wide import wide_table
 from benchmark.train.checkpoints import load_checkpoint
 
 DATA = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200")

@@ -16,7 +16,8 @@ from benchmark.report.comparisons import against
 from benchmark.report.page import html
 from benchmark.report.records import load
 from benchmark.report.series import charts, panels, trades
-from benchmark.report.tables import groups, wide_table
+from benchmark.report.tables import groups
+from benchmark.report.wide import wide_table
 
 
 class Outline(HTMLParser):

@@ -16,8 +16,9 @@ from benchmark.report.comparisons import differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
-from benchmark.report.tables import DETECTION, KEY, WIDE, groups, long_table, per_run, summaries, to_csv, wide_table
+from benchmark.report.tables import KEY, groups, long_table, per_run, summaries, to_csv
 from benchmark.report.terminal import print_outcomes
+from benchmark.report.wide import DETECTION, WIDE, wide_table
 
 
 def metric(name, value, of="backdoor", n=100, units="queries", card="a"):
@@ -159,6 +160,27 @@ def test_controls_stand_beside_the_row_that_they_are_controls_of_over_the_seeds_
     header, _, first, second = to_markdown([*runs, control("+sham", 1, 0.05)]).splitlines()[:4]
     assert header.count("|") == first.count("|") == second.count("|") and "| floor | sham poison | clean model |" in header
     assert "| 1.0 % | 5.0 % | 2.0 % |" in first and "| 1.0 % |  |  |" in second
+
+
+def test_a_control_of_other_settings_or_another_definition_is_not_used_and_a_note_says_why():
+    def control(seed, asr, **settings):
+        one = run(seed, asr, **settings)
+        one.record["label"]["scale"] += "+clean"
+        one.record["resolved"] |= {"clean_model": True}
+        return one
+
+    longer = control(0, 0.02)
+    longer.record["resolved"]["train"]["epochs"] = 8
+    runs = [run(0, 0.9), longer]
+    assert "asr_clean_model" not in wide(runs)[0]
+    assert "- backdoor / roclip (small): the clean model is not shown beside it, they differ in train.epochs (4 and 8)" in to_markdown(runs)
+    otherwise = control(0, 0.02)
+    for entry in otherwise.record["metrics"]:
+        entry["card"] = "other" if entry["name"] == "asr" else entry["card"]
+    assert "they differ in what their ASR refers to" in to_markdown([run(0, 0.9), otherwise])
+    split = [run(0, 0.9), run(1, 0.7, trigger="white"), control(0, 0.02), control(1, 0.4, trigger="white")]
+    assert [row["asr_clean_model"] for row in wide(split)[:2]] == ["0.02", "0.4"], "each part has its own"
+    assert [row["asr_clean_model"] for row in wide(split[:3])[:2]] == ["0.02", ""]
 
 
 def test_a_metric_that_came_later_and_has_no_card_does_not_part_the_runs_of_a_label():

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
+from benchmark.report.controls import CONTROLS, controls
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
-from benchmark.report.tables import CONTROLS, Group, controls, detected, detection_row, groups, interval_of, mean_of, per_run, place_of, summaries, wide_row
+from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries
+from benchmark.report.wide import detected, detection_row, wide_row
 
 FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs is not told from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
 _CONTROLS_NOTE = "Sham poison is the ASR after the attack's edits without its trigger; clean model is that of a model which trained on the pairs before the attack. Both are means over the seeds that they share with the row; their intervals and n stand in their own rows, whose scale ends in +sham or +clean."
@@ -21,13 +23,13 @@ def to_markdown(runs: Sequence[Run]) -> str:
     """The wide table, the floor beside every ASR, then `+aug` defenses against `clip+aug`, then notes."""
     found, notes = groups(runs)
     found = sorted(found, key=lambda group: place_of(group.key))
-    values = controls(found)
-    shown = [name for name in CONTROLS if any(one[name] is not None for one in values.values())]
+    controlled = controls(found)
+    shown = controlled.shown
     header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:])
     lines = [_line(header), "|" + "---|" * len(header)]
     for group in found:
         cells = _cells(group)
-        lines.append(_line([*cells[:_PAST_FLOOR], *(percent(values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:]]))
+        lines.append(_line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:]]))
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
     lines += [
         "",
@@ -36,7 +38,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
     if shown:
         lines += ["", _CONTROLS_NOTE]
     lines += _detection(found) + _judged(found) + _against_augmentation(runs, found)
-    lines += [f"- {escape(note)}" for note in notes]
+    lines += [f"- {escape(note)}" for note in [*notes, *controlled.notes]]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
     return "\n".join(lines) + "\n"

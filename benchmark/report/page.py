@@ -20,7 +20,8 @@ from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
 from benchmark.report.markdown import FLOOR_NOTE, percent
 from benchmark.report.records import Run
 from benchmark.report.series import COLUMNS, METRICS, Panel, panels, seconds, trades
-from benchmark.report.tables import Group, groups, interval_of, place_of, wide_row
+from benchmark.report.tables import Group, groups, interval_of, place_of
+from benchmark.report.wide import wide_row
 
 LINES_A_PLOT = 6
 _LEGENDS = {

@@ -15,27 +15,6 @@ from benchmark.evaluate.statistics import Interval, over_runs
 from benchmark.report.records import Run
 
 KEY = ("attack", "defense", "scale", "dataset", "model")
-WIDE = (
-    *KEY,
-    "seeds",
-    "n_pairs",
-    "n_poison",
-    "poison_rate",
-    "asr",
-    "asr_low",
-    "asr_high",
-    "asr_n",
-    "asr_floor",
-    "triggered_acc1",
-    "zero_shot_acc1",
-    "linear_probe_acc1",
-    "train_seconds",
-    "beside_seconds",
-    "pairs_per_second",
-)
-DETECTION = ("score", "auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own", "n_dropped", "recall_dropped", "n_poison_kept", "clean_lost", "clean_pairs_used")
-CONTROLS = {"asr_sham": ("+sham", "sham poison"), "asr_clean_model": ("+clean", "clean model")}
-"""ASR without the attack's doing: what the scale of such runs ends in, and what people call it."""
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
 
 
@@ -169,25 +148,13 @@ def groups(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     for key, definitions in by_label.items():
         if len(definitions) > 1:
             first, second = (members[0].record for members in list(definitions.values())[:2])
-            notes.append(f"{key[0]} / {key[1]}: runs of one label were not averaged, they differ in {', '.join(_differences(first, second)) or 'their cards'}")
+            notes.append(
+                f"{key[0]} / {key[1]}: runs of one label were not averaged, they differ in {', '.join(differences_of(first['resolved'], second['resolved'])) or 'their cards'}"
+            )
         for members in definitions.values():
             distinct = {run.seed: run for run in members}
             found.append(Group(key, [distinct[seed] for seed in sorted(distinct)]))
     return found, notes
-
-
-def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE.
-
-    Those of CONTROLS follow if a run is one, those of DETECTION if a run has them.
-    """
-    found, _ = groups(runs)
-    found = sorted(found, key=lambda group: place_of(group.key))
-    detects = any(detected(group) for group in found)
-    controlled = controls(found)
-    shown = [name for name in CONTROLS if any(one[name] is not None for one in controlled.values())]
-    rows = [wide_row(group) | controlled[id(group)] | (detection_row(group) if detects else {}) for group in found]
-    return pd.DataFrame(rows, columns=[*WIDE, *shown, *(DETECTION if detects else ())])
 
 
 def to_csv(table: pd.DataFrame) -> str:
@@ -206,70 +173,6 @@ def per_run(run: Run, metric: str) -> float | None:
     if not values or any(value is None for value in values):
         return None
     return float(sum(values) / len(values))
-
-
-def wide_row(group: Group) -> dict[str, Any]:
-    """A group's row of the wide table, by column."""
-    runs = group.runs
-    first = runs[0].record
-    interval = interval_of(group, "asr")
-    asr_entries = runs[0].values("asr")
-    seconds = [run.cost.get("train_seconds") for run in runs]
-    rates = [run.cost["pairs_trained"] / run.cost["train_seconds"] for run in runs if run.cost.get("train_seconds")]
-    return {
-        **dict(zip(KEY, group.key, strict=True)),
-        "seeds": len(runs),
-        "n_pairs": first["data"]["n_pairs"],
-        "n_poison": mean_of([run.record["poison"]["n_poison"] for run in runs]),
-        "poison_rate": mean_of([run.record["poison"]["poison_rate"] for run in runs]),
-        "asr": mean_of([per_run(run, "asr") for run in runs]),
-        "asr_low": interval.low,
-        "asr_high": interval.high,
-        "asr_n": sum(entry["n"] for entry in asr_entries) if asr_entries else None,
-        "asr_floor": mean_of([per_run(run, "asr_floor") for run in runs]),
-        "triggered_acc1": mean_of([per_run(run, "triggered_acc1") for run in runs]),
-        "zero_shot_acc1": mean_of([per_run(run, "zero_shot_acc1") for run in runs]),
-        "linear_probe_acc1": mean_of([per_run(run, "linear_probe_acc1") for run in runs]),
-        "train_seconds": mean_of(seconds),
-        "beside_seconds": mean_of([run.cost.get("beside_seconds") for run in runs]),
-        "pairs_per_second": mean_of(rates) if rates else None,
-    }
-
-
-def controls(found: Sequence[Group]) -> dict[int, dict[str, float | None]]:
-    """For each group, by its `id`, the ASR of its controls: means over the seeds that both have, None where there is none.
-
-    A control whose runs differ in definition, and so stand in several rows, is not used.
-    """
-    by_key: dict[tuple[str, ...], list[Group]] = {}
-    for group in found:
-        by_key.setdefault(group.key, []).append(group)
-
-    def asr(group: Group, suffix: str) -> float | None:
-        attack, defense, scale, *rest = group.key
-        control = by_key.get((attack, defense, scale + suffix, *rest), [])
-        seeds = {run.seed for run in group.runs}
-        return mean_of([per_run(run, "asr") for run in control[0].runs if run.seed in seeds]) if len(control) == 1 else None
-
-    return {id(group): {name: asr(group, suffix) for name, (suffix, _) in CONTROLS.items()} for group in found}
-
-
-def detected(group: Group) -> bool:
-    """Whether a group's runs scored rows or dropped some, and say how well."""
-    return any(entry["name"] in ("recall_at_0.1", "recall_dropped") for run in group.runs for entry in run.record["metrics"])
-
-
-def detection_row(group: Group) -> dict[str, Any]:
-    """The columns of DETECTION: of the first score that the defense handed in, and of the rows that it dropped."""
-    scored = group.runs[0].values("auroc")
-    score = str(scored[0]["of"]) if scored else None
-    dropped = {name: mean_of([_value(run, name, "filter") for run in group.runs]) for name in ("n_dropped", "recall_dropped", "n_poison_kept", "clean_lost")}
-    of_score = {name: mean_of([_value(run, name, score) for run in group.runs]) for name in ("auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own")}
-    return {"score": score, **of_score, **dropped, "clean_pairs_used": mean_of([run.record.get("clean_pairs_used") for run in group.runs])}
-
-
-def _value(run: Run, metric: str, of: str | None) -> float | None:
-    return next((entry["value"] for entry in run.values(metric) if entry["of"] == of), None)
 
 
 def kind_of_interval(entry: dict[str, Any]) -> str:
@@ -297,6 +200,21 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
+def differences_of(left: Any, right: Any, ignored: Sequence[str] = ("seed",)) -> list[str]:
+    """What differs between two resolved settings, a line each with both values; `ignored` are names of top-level settings."""
+    found = []
+
+    def walk(one: Any, other: Any, path: str) -> None:
+        if isinstance(one, dict) and isinstance(other, dict):
+            for name in sorted(set(one) | set(other)):
+                walk(one.get(name), other.get(name), f"{path}.{name}" if path else name)
+        elif one != other and path not in ignored:
+            found.append(f"{path} ({one} and {other})")
+
+    walk(left, right, "")
+    return found
+
+
 def _without_value(reason: str | None) -> dict[str, str]:
     return {} if reason is None else {"status": "not run", "reason": reason, "interval": ""}
 
@@ -319,20 +237,6 @@ def _zero_shot_value(point: dict[str, Any]) -> float:
     """Mean over the evaluation sets of a curve point's zero-shot accuracy."""
     values = [value for name, value in point["metrics"].items() if name.partition("/")[0] == "zero_shot_acc1"]
     return float(sum(values) / len(values))
-
-
-def _differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    found = []
-
-    def walk(left: Any, right: Any, path: str) -> None:
-        if isinstance(left, dict) and isinstance(right, dict):
-            for name in sorted(set(left) | set(right)):
-                walk(left.get(name), right.get(name), f"{path}.{name}" if path else name)
-        elif left != right and path != "seed":
-            found.append(f"{path} ({left} and {right})")
-
-    walk(first["resolved"], second["resolved"], "")
-    return found
 
 
 def place_of(key: tuple[str, ...]) -> tuple[Any, ...]:

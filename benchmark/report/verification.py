@@ -15,7 +15,8 @@ from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import against
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, superseded
-from benchmark.report.tables import kind_of_interval, to_csv, wide_table
+from benchmark.report.tables import kind_of_interval, to_csv
+from benchmark.report.wide import wide_table
 from benchmark.settings import digest
 from benchmark.stages import damage
 
