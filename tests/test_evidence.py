@@ -240,6 +240,22 @@ def test_a_plan_takes_seeds_and_targets_of_a_grid_and_the_spread_of_recorded_run
     assert any("cells in" in line and "points" in line for line in lines)
 
 
+def test_a_plan_takes_no_spread_over_controls_and_keeps_their_cells_apart(tmp_path):
+    plain = "\n".join(planned(None, None, 3, None, None, REFERENCE / "main"))
+    for number, source in enumerate(one.folder for one in load(REFERENCE / "main")):
+        record = json.loads((source / "record.json").read_text())
+        for suffix in ("", "+clean"):
+            copied = json.loads(json.dumps(record))
+            copied["label"]["scale"] += suffix
+            folder = tmp_path / "runs" / f"{number}{suffix}"
+            folder.mkdir(parents=True)
+            (folder / "record.json").write_text(json.dumps(copied))
+    assert "\n".join(planned(None, None, 3, None, None, tmp_path)).replace(str(tmp_path), "") == plain.replace(str(REFERENCE / "main"), "")
+    part = '[[part]]\nattacks = ["backdoor"]\ndefenses = ["clip"]\nseeds = [{}]\n{}'
+    (tmp_path / "grid.toml").write_text('scale = "small"\n' + part.format("0, 1, 2", "") + part.format("0", "clean_model = true\n"))
+    assert "4 cells, 3 runs of most, 1 of some" in planned(tmp_path / "grid.toml", None, None, None, None, tmp_path)[0]
+
+
 def test_predictions_of_a_run_in_full_are_read_like_slim_ones(tmp_path):
     (tmp_path / FOLDER).mkdir()
     pd.DataFrame({"a": [1]}).to_parquet(tmp_path / FOLDER / "attack-x.parquet")

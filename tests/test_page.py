@@ -12,7 +12,9 @@ from report_runs import HOSTILE, REFERENCE, committed, hostile, matrix, put
 from benchmark.cli_report import drawn
 from benchmark.errors import BenchError
 from benchmark.evaluate.predictions import read_predictions
-from benchmark.report.comparisons import against
+from benchmark.report.comparisons import against, compare
+from benchmark.report.controls import is_control
+from benchmark.report.figures import draw
 from benchmark.report.page import html
 from benchmark.report.records import load
 from benchmark.report.series import charts, panels, trades
@@ -125,6 +127,48 @@ def test_differences_are_those_of_the_comparison_command(outline):
     table, _ = against(load(REFERENCE), "clip+aug")
     for row in table[(table.defense == "roclip+aug")].itertuples():
         assert f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]" in outline.text
+
+
+def controlled(results, suffix="+clean", scale="small"):
+    """An attacked cell with a defense beside it and a control of both, two seeds each."""
+    for defense in ("clip", "roclip"):
+        for seed, folder in enumerate(committed("backdoor", defense)[:2]):
+            put(results, folder, f"{defense}{seed}", lambda record: record["label"].update(scale=scale))
+
+            def change(record):
+                record["label"]["scale"] = scale + suffix
+                record["resolved"] |= {"sham": suffix == "+sham"} | ({"clean_model": True} if suffix == "+clean" else {})
+                for entry in record["metrics"]:
+                    entry["value"] = 0.0625 if entry["name"] == "asr" else entry["value"]
+
+            put(results, folder, f"{defense}{seed}{suffix}", change)
+
+
+@pytest.mark.parametrize("suffix", ["+clean", "+sham"])
+def test_controls_stand_beside_their_row_and_in_no_map_plot_or_comparison(tmp_path, suffix):
+    controlled(tmp_path, suffix)
+    runs = load(tmp_path)
+    page = html(runs)
+    outline = Outline(page)
+    words = {"+clean": "clean model", "+sham": "sham poison"}[suffix]
+    assert page.count('<div class="map map-asr">') == 1 and f"small{suffix}, drawn pairs" not in page.partition('id="table"')[0].partition('id="cells"')[0]
+    assert len([name for name in outline.ids if name.startswith("cell-") and "title" not in name]) == 4, "controls have cells of their own"
+    assert f"{words} 6.2 % ASR without the attack's doing, over 2 shared seeds; row small{suffix}" in outline.text
+    table = page.partition('<section id="table"')[2].partition("</section>")[0]
+    assert f'<button type="button">{words}</button>' in table and table.count(">6.2 %</td>") == 2 and table.count("<th ") == 12
+    found, _ = compare(runs, "clip")
+    assert len(found) == 3 and {one.scale for one in found} == {"small"}
+    assert page.partition('id="cost-title"')[2].partition("</section>")[0].count("<svg") == 1
+    with pytest.raises(BenchError, match="are controls"):
+        draw("heatmap", [one for one in runs if is_control(one)], tmp_path / "a.svg")
+
+
+def test_differences_at_several_scales_say_which(tmp_path, outline):
+    assert "scale, data and model" not in outline.text
+    for scale in ("small", "medium"):
+        controlled(tmp_path / scale, scale=scale)
+    differences = Outline(html(load(tmp_path / "small") + load(tmp_path / "medium"))).text.partition("Against plain training")[2].partition("Dose")[0]
+    assert "scale, data and model" in differences and "medium, drawn, bench-small" in differences and "small, drawn, bench-small" in differences
 
 
 def test_records_without_the_new_curves_say_so_and_new_ones_show_them(tmp_path, outline):

@@ -13,6 +13,7 @@ from benchmark.errors import BenchError
 from benchmark.evaluate.paired_tests import Verdict, holm, mcnemar, over_pairs
 from benchmark.evaluate.predictions import read_predictions
 from benchmark.evaluate.statistics import paired_difference
+from benchmark.report.controls import without_controls
 from benchmark.report.records import Run
 from benchmark.report.tables import groups, per_run
 
@@ -47,14 +48,14 @@ class Comparison:
 def compare(runs: Sequence[Run], reference: str, defenses: Sequence[str] | None = None) -> tuple[list[Comparison], list[str]]:
     """Every defense (or the named ones) against the reference, for each attack, scale and data set that has both.
 
-    Runs are paired by seed. A pair that was not trained on the same poison, or whose numbers do not refer to the same cards,
+    Runs are paired by seed. Controls (sham poison, clean models) are neither compared nor counted by Holm. A pair that was not trained on the same poison, or whose numbers do not refer to the same cards,
     is not compared, nor is a row whose runs differ in definition.
 
     Returns:
         The comparisons, corrected within each metric, and a line for each pair left out.
     """
     placed: dict[tuple[str, ...], dict[str, dict[int, Run]]] = defaultdict(dict)
-    rows, _ = groups(runs)
+    rows, _ = groups(without_controls(runs))
     split = {key for key, count in Counter(row.key for row in rows).items() if count > 1}
     for row in rows:
         attack, defense, *place = row.key

@@ -12,6 +12,7 @@ import pandas as pd
 from benchmark.errors import BenchError
 from benchmark.evaluate.dose import DoseFit, enough, fit_dose
 from benchmark.evaluate.statistics import Interval
+from benchmark.report.controls import without_controls
 from benchmark.report.markdown import escape, percent
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, interval_of, mean_of, per_run, to_csv
@@ -77,13 +78,14 @@ def dose_curves(runs: Sequence[Run]) -> list[DoseCurve]:
     """The curves of all attacks that were run at several doses, in the order of the runs.
 
     The dose is the attack's numeric option whose change alone changes the number of poisoned rows; with several such
-    options, the one with the most values, and the others split the curves. So do settings of training and defense.
+    options, the one with the most values, and the others split the curves. So do settings of training and defense. Controls have no
+    dose of the attack and are left out.
 
     Raises:
         BenchError: no attack was run at more than one dose.
     """
     by_attack: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in without_controls(runs):
         if _metric(run) is not None:
             by_attack[run.record["resolved"]["attack"]["name"]].append(run)
     curves = []

@@ -21,6 +21,7 @@ from benchmark.evaluate.predictions import read_predictions
 from benchmark.evaluate.statistics import over_runs
 from benchmark.gallery import residual
 from benchmark.report import plots
+from benchmark.report.controls import CONTROLS, Controlled
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
 from benchmark.report.series import charts, seconds
@@ -81,7 +82,7 @@ def names_of(card: Mapping[str, Any], pictures: Pictures) -> list[str]:
     return next((names for names in known if digest(names)[:16] == card.get("classes")), [])
 
 
-def cell(group: Group, number: int, pictures: Mapping[str, Pictures]) -> dict[str, Any]:
+def cell(group: Group, number: int, pictures: Mapping[str, Pictures], controlled: Controlled) -> dict[str, Any]:
     """What the template needs of one cell."""
     first = group.runs[0].record
     lines = list(dict.fromkeys(line for run in group.runs for line in run.record["warnings"]))
@@ -92,7 +93,7 @@ def cell(group: Group, number: int, pictures: Mapping[str, Pictures]) -> dict[st
         "defense": group.key[1],
         "told": first["told"] != "nothing",
         "place": f"Scale {group.key[2]}, {group.key[3]} pairs, {group.key[4]}.",
-        "facts": _facts(group),
+        "facts": _facts(group, controlled),
         "warnings": lines,
         "charts": [{"svg": plots.curves(chart), "title": chart.title, "names": [curve.name for curve in chart.curves], "phases": chart.phases} for chart in shown],
         "curve_note": _curve_note(group, {chart.name for chart in shown}),
@@ -128,7 +129,7 @@ def bracket(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _facts(group: Group) -> list[tuple[str, str, str]]:
+def _facts(group: Group, controlled: Controlled) -> list[tuple[str, str, str]]:
     found = []
     for name, metric in (("ASR", "asr"), ("floor", "asr_floor"), ("true class kept", "triggered_acc1"), ("zero-shot", "zero_shot_acc1"), ("linear probe", "linear_probe_acc1")):
         value = mean_of([per_run(run, metric) for run in group.runs])
@@ -138,10 +139,21 @@ def _facts(group: Group) -> list[tuple[str, str, str]]:
             entries = group.runs[0].values(metric)
             units = f"n={entries[0]['n']} {entries[0]['units']} a run" if len(entries) == 1 else f"{len(entries)} sets or probes"
             found.append((name, percent(value), f"{note} {interval.kind}; {units}" if interval.kind != "missing" else units))
+        if metric == "asr_floor":
+            found += _control_facts(group, controlled)
     spent = seconds(group)
     if spent is not None:
         found.append(("training", f"{spent:,.0f} s", f"{len(group.runs)} {'run' if len(group.runs) == 1 else 'runs'}"))
     return found
+
+
+def _control_facts(group: Group, controlled: Controlled) -> list[tuple[str, str, str]]:
+    values, seeds = controlled.values[id(group)], controlled.seeds[id(group)]
+    return [
+        (words, percent(values[name]), f"ASR without the attack's doing, over {seeds[name]} shared {'seed' if seeds[name] == 1 else 'seeds'}; row {group.key[2]}{suffix}")
+        for name, (suffix, words) in CONTROLS.items()
+        if values[name] is not None
+    ]
 
 
 def _curve_note(group: Group, shown: set[str]) -> str:

@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from benchmark.errors import BenchError, unknown
+from benchmark.report.controls import without_controls
 from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.records import Run
 from benchmark.report.series import COLUMNS, METRICS, Panel, charts, panels, trades
@@ -51,7 +52,7 @@ _UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"D
 
 
 def draw(kind: str, runs: Sequence[Run], out: Path) -> Path:
-    """Writes one figure of these runs; its format is the file's ending.
+    """Writes one figure of these runs, controls left out; its format is the file's ending.
 
     Raises:
         BenchError: an unknown figure or format, too much for one figure, or nothing to draw.
@@ -61,6 +62,9 @@ def draw(kind: str, runs: Sequence[Run], out: Path) -> Path:
     ending = out.suffix.removeprefix(".").lower()
     if ending not in FORMATS:
         raise BenchError(f"expected --out with an ending of {', '.join(FORMATS)}, got {str(out)!r}")
+    runs = without_controls(runs)
+    if not runs:
+        raise BenchError("all of these runs are controls (sham poison, clean models), which no figure shows; choose others with --scale")
     found, _ = groups(runs)
     shown = panels(sorted(found, key=lambda group: place_of(group.key)))
     with matplotlib.rc_context(_STYLE):

@@ -15,6 +15,7 @@ from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import gallery_key
 from benchmark.report import plots
 from benchmark.report.comparisons import Comparison, compare
+from benchmark.report.controls import CONTROLS, Controlled, controls, is_control
 from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
 from benchmark.report.markdown import FLOOR_NOTE, percent
@@ -49,12 +50,17 @@ _TABLE = (
     ("seconds", True),
     ("scale", False),
 )
+_PAST_FLOOR = [name for name, _ in _TABLE].index("floor") + 1
 GLOSSARY = (
     (
         "ASR",
         "Share of attacked queries that are read as the class the attack wants, at rank 1. Queries that show this class are left out. For a targeted attack: share of targets.",
     ),
     ("floor", "How often the goal is met anyway. Backdoors: by the same queries without the trigger. Targets: by other test images; in retrieval, by other captions."),
+    (
+        "sham poison, clean model",
+        "ASR of controls: after the attack's edits without its trigger, and of a model that trained on the pairs before the attack; over the seeds that both have. Their scale ends in +sham or +clean.",
+    ),
     ("true class kept", "Share of attacked queries that are still read as what they show."),
     ("zero-shot, linear probe", "Accuracy on untouched test images, by prompts and by a linear probe on clean labelled images; means over the evaluation sets."),
     (
@@ -87,13 +93,14 @@ def html(runs: Sequence[Run], notes: Sequence[str] = (), source: str = "records"
     numbers = {id(group): number for number, group in enumerate(found)}
     sheet = Sheet()
     pictures = _pictures(runs, sheet)
-    shown = panels(found)
+    controlled = controls(found)
+    shown = panels([group for group in found if not is_control(group.runs[0])])
     script = _text("page.js")
-    lines = [*notes, *split, *_augmentation_note(found), *dict.fromkeys(line for run in runs for line in run.record["warnings"])]
+    lines = [*notes, *split, *controlled.notes, *_augmentation_note(found), *dict.fromkeys(line for run in runs for line in run.record["warnings"])]
     parts = {
         "panels": [_panel(panel, numbers) for panel in shown],
-        "cells": [cell(group, numbers[id(group)], pictures) for group in found],
-        "rows": [_row(group, numbers[id(group)]) for group in found],
+        "cells": [cell(group, numbers[id(group)], pictures, controlled) for group in found],
+        "rows": [_row(group, numbers[id(group)], controlled) for group in found],
         "doses": _doses(runs),
         "trades": _trades(shown),
         "differences": _differences(runs),
@@ -101,7 +108,9 @@ def html(runs: Sequence[Run], notes: Sequence[str] = (), source: str = "records"
         "cards": [{"id": name, "facts": flat(card)} for name, card in sorted({name: card for run in runs for name, card in run.record["cards"].items()}.items())],
     }
     environment = Environment(loader=PackageLoader("benchmark.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html").render(
+    return environment.get_template(
+        "page.html"
+    ).render(
         **parts,
         title=title,
         css=Markup(_text("page.css") + sheet.css()),  # a file of this package, and images in base64
@@ -112,7 +121,7 @@ def html(runs: Sequence[Run], notes: Sequence[str] = (), source: str = "records"
         n_groups=len(found),
         floor_note=FLOOR_NOTE,
         metrics=[(name, label) for name, (label, _) in METRICS.items()],
-        columns=_TABLE,
+        columns=[*_TABLE[:_PAST_FLOOR], *((CONTROLS[name][1], True) for name in controlled.shown), *_TABLE[_PAST_FLOOR:]],
         machines="; ".join(_machines(runs)),
         glossary=GLOSSARY,
         notes=lines or ["Nothing to note."],
@@ -186,8 +195,8 @@ def _link(group: Group, name: str, value: float | None, largest: float, number: 
     return {"id": number, "text": text, "small": small, "share": share, "past": past, "title": f"{group.key[0]} × {group.key[1]}, {runs}: open"}
 
 
-def _row(group: Group, number: int) -> dict[str, Any]:
-    row = wide_row(group)
+def _row(group: Group, number: int, controlled: Controlled) -> dict[str, Any]:
+    row = wide_row(group) | controlled.values[id(group)]
     intervals = {name: interval_of(group, name) for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")}
 
     def share(name: str) -> dict[str, Any]:
@@ -213,7 +222,7 @@ def _row(group: Group, number: int) -> dict[str, Any]:
         number_of(row["seeds"], str(row["seeds"])),
         poisoned,
         asr,
-        *(share(name) for name in ("asr_floor", "triggered_acc1", "zero_shot_acc1", "linear_probe_acc1")),
+        *(share(name) for name in ("asr_floor", *controlled.shown, "triggered_acc1", "zero_shot_acc1", "linear_probe_acc1")),
     ]
     return {"id": number, "cells": [*cells, spent, texts[2]]}
 
@@ -249,8 +258,8 @@ def _dose_note(line: DoseCurve) -> str:
 
 
 def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Each defense against plain training with the same augmentation, over the seeds that both have."""
-    rows = []
+    """Each defense against plain training with the same augmentation, over the seeds that both have; `names` end with the place."""
+    rows: list[dict[str, Any]] = []
     for reference in ("clip", "clip+aug"):
         augmented = reference.endswith("+aug")
         others = [name for name in dict.fromkeys(run.label("defense") for run in runs) if name.partition("[")[0].endswith("+aug") == augmented and name != reference]
@@ -259,10 +268,12 @@ def _differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for one in found:
             if one.defense in others:
                 by_pair.setdefault((one.attack, one.defense, one.scale, one.dataset, one.model), {})[one.metric] = one
-        for (attack, defense, *_), metrics in by_pair.items():
+        for (attack, defense, *place), metrics in by_pair.items():
             cells = [_points(metrics.get(name)) for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
             seeds = max(one.n_runs for one in metrics.values())
-            rows.append({"names": (attack, defense, reference), "seeds": seeds, "cells": cells})
+            rows.append({"names": (attack, defense, reference, ", ".join(place)), "seeds": seeds, "cells": cells})
+    if len({row["names"][-1] for row in rows}) <= 1:
+        rows = [row | {"names": row["names"][:-1]} for row in rows]
     return rows
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from benchmark.errors import BenchError
 from benchmark.evaluate import planning
 from benchmark.evaluate.paired_tests import EXACT_RUNS
+from benchmark.report.controls import without_controls
 from benchmark.report.records import Run, load
 from benchmark.report.tables import groups, per_run
 
@@ -127,7 +128,9 @@ def _of_grid(path: Path) -> _Grid:
         return getattr(attack, "n_targets", None)
 
     for cell in cells:
-        runs[repr((cell.attack, cell.attack_options, cell.defense, cell.defense_options, cell.request.scale, cell.request.sets))].add(cell.seed)
+        runs[repr((cell.attack, cell.attack_options, cell.defense, cell.defense_options, cell.request.scale, cell.request.sets, cell.request.sham, cell.request.clean_model))].add(
+            cell.seed
+        )
         found = n_targets(cell)
         if found:
             targets.add(found)
@@ -140,15 +143,15 @@ def _spread(sd: float | None, results: Path) -> Spread | None:
         return Spread(sd, sd * math.sqrt(2), "as given; differences as if unpaired")
     if not (results / "runs").is_dir():
         return None
-    cells = [group.runs for group in groups(load(results))[0]]
-    variances = [float(np.var(values, ddof=1)) for runs in cells if len(values := _values(runs)) >= 3]
+    cells = groups(without_controls(load(results)))[0]
+    variances = [float(np.var(values, ddof=1)) for cell in cells if len(values := _values(cell.runs)) >= 3]
     if not variances:
         return None
     of_differences = []
     for left, right in itertools.combinations(cells, 2):
-        if left[0].label("attack") == right[0].label("attack") and left[0].label("scale") == right[0].label("scale"):
-            shared = sorted({run.seed for run in left} & {run.seed for run in right})
-            one, two = (_values([run for run in runs if run.seed in shared]) for runs in (left, right))
+        if (left.key[0], *left.key[2:]) == (right.key[0], *right.key[2:]):
+            shared = sorted({run.seed for run in left.runs} & {run.seed for run in right.runs})
+            one, two = (_values([run for run in cell.runs if run.seed in shared]) for cell in (left, right))
             if len(shared) >= 3 and len(one) == len(two) == len(shared):
                 of_differences.append(float(np.var(np.subtract(one, two), ddof=1)))
     spread = math.sqrt(float(np.mean(variances)))
