@@ -16,6 +16,7 @@ from benchmark.report.comparisons import COLUMNS, against, compare
 from benchmark.report.difference import differing, find_run
 from benchmark.report.planner import planned
 from benchmark.report.records import Run, load
+from benchmark.report.reproduction import ablation_table, claims_table
 from benchmark.report.verification import verify
 from benchmark.stages import seal
 
@@ -254,6 +255,24 @@ def test_a_plan_takes_no_spread_over_controls_and_keeps_their_cells_apart(tmp_pa
     part = '[[part]]\nattacks = ["backdoor"]\ndefenses = ["clip"]\nseeds = [{}]\n{}'
     (tmp_path / "grid.toml").write_text('scale = "small"\n' + part.format("0, 1, 2", "") + part.format("0", "clean_model = true\n"))
     assert "4 cells, 3 runs of most, 1 of some" in planned(tmp_path / "grid.toml", None, None, None, None, tmp_path)[0]
+
+
+def test_an_ablation_keeps_runs_of_one_label_apart_that_differ_in_definition(tmp_path):
+    shutil.copytree(REFERENCE / "main" / "runs", tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        if (record["label"]["attack"], record["label"]["defense"], record["resolved"]["seed"]) == ("backdoor", "roclip", 2):
+            record["resolved"]["defense"]["source"] = "older"
+            path.write_text(json.dumps(record))
+    (tmp_path / "grid.toml").write_text('scale = "small"\n[[part]]\nattacks = ["backdoor"]\ndefenses = ["clip", "roclip"]\nseeds = [0, 1, 2]\n')
+    lines = ablation_table(tmp_path).splitlines()
+    assert [line.split(" | ")[1:3] for line in lines if line.startswith("| nothing")] == [["clip", "3 of 3"], ["roclip", "2 of 3"], ["roclip", "1 of 3"]]
+    assert "All of the grid has run" in lines[-2] and "they differ in defense.source" in lines[-1].replace("\\_", "_")
+    (tmp_path / "claims.toml").write_text(
+        '[[claim]]\nsays = "x"\ntable = "main"\nattack = "backdoor"\ndefense = "roclip"\nmetric = "asr"\nsource = "s"\nsure = "t"\n'.replace("main", tmp_path.name)
+    )
+    with pytest.raises(BenchError, match="has 2 rows backdoor / roclip, which differ in scale or definition"):
+        claims_table(tmp_path / "claims.toml", tmp_path.parent)
 
 
 def test_predictions_of_a_run_in_full_are_read_like_slim_ones(tmp_path):

@@ -44,6 +44,14 @@ def test_dose_and_response_are_drawn_from_doses_and_refused_without(runs, tmp_pa
     assert "poisoned rows" in text and "clip" in text
 
 
+def test_a_heat_map_of_runs_that_differ_in_definition_is_refused(tmp_path):
+    for number, folder in enumerate(committed("backdoor", "clip")[:2]):
+        put(tmp_path, folder, f"run{number}", lambda record, number=number: record["resolved"]["train"].update(epochs=16 + number))
+    with pytest.raises(BenchError, match=r"they differ in train\.epochs \(16 and 17\)\. A heat map has one number a cell"):
+        draw("heatmap", load(tmp_path), tmp_path / "a.svg")
+    assert draw("heatmap", select(load(tmp_path), where=["train.epochs=17"]), tmp_path / "a.svg").is_file()
+
+
 def test_unknown_figures_and_formats_and_too_many_plots_are_refused(runs, tmp_path):
     with pytest.raises(BenchError, match="heatmap"):
         draw("heatmaps", runs, tmp_path / "a.png")

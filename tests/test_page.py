@@ -171,6 +171,16 @@ def test_differences_at_several_scales_say_which(tmp_path, outline):
     assert "scale, data and model" in differences and "medium, drawn, bench-small" in differences and "small, drawn, bench-small" in differences
 
 
+def test_an_auroc_of_one_run_has_the_interval_that_its_record_has(tmp_path):
+    entry = {"name": "auroc", "of": "score", "value": 0.9, "n": 10_000, "units": "pairs", "low": 0.7123, "high": 0.9734, "card": ""}
+    put(tmp_path, committed("backdoor", "clip")[0], "one", lambda record: record["metrics"].append(entry))
+    page = html(load(tmp_path))
+    assert '<td>auroc</td><td>score</td><td class="number">90.0 %</td><td>[71.2, 97.3]</td>' in page
+    for seed in (1, 2):
+        put(tmp_path, committed("backdoor", "clip")[seed], f"run{seed}", lambda record: record["metrics"].append(entry))
+    assert '<td class="number">90.0 %</td><td></td>' in html(load(tmp_path)), "three equal AUROCs are no count of successes"
+
+
 def test_records_without_the_new_curves_say_so_and_new_ones_show_them(tmp_path, outline):
     assert "made before the similarity of pairs" in outline.text
 

@@ -20,9 +20,12 @@ from benchmark.report.tables import KEY, groups, long_table, per_run, summaries,
 from benchmark.report.terminal import print_outcomes
 from benchmark.report.wide import DETECTION, WIDE, wide_table
 
+RATES = ("asr", "asr_floor", "triggered_acc1", "zero_shot_acc1", "linear_probe_acc1", "trigger_visible_share")
+
 
 def metric(name, value, of="backdoor", n=100, units="queries", card="a"):
-    return {"name": name, "of": of, "value": value, "n": n, "units": units, "low": None, "high": None, "card": card}
+    low, high = wilson(value * n, n) if name in RATES and value is not None else (None, None)
+    return {"name": name, "of": of, "value": value, "n": n, "units": units, "low": low, "high": high, "card": card}
 
 
 def run(seed=0, asr=0.5, defense="roclip", attack="backdoor", trigger="checker", zero_shot=(0.8, 0.6), told="nothing", warnings=()):

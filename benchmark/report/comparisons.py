@@ -73,7 +73,7 @@ def compare(runs: Sequence[Run], reference: str, defenses: Sequence[str] | None 
             for metric in METRICS:
                 comparable = []
                 for left, right in pairs:
-                    reason = _refused(left, right, metric)
+                    reason = refused(left, right, metric)
                     if reason is None:
                         comparable.append((left, right))
                     elif reason:
@@ -115,7 +115,7 @@ def _compared(pairs: Sequence[tuple[Run, Run]], names: tuple[str, ...], metric: 
     return Comparison(attack, defense, reference, scale, dataset, model, metric, mean, low, high, len(pairs), verdict)
 
 
-def _refused(left: Run, right: Run, metric: str) -> str | None:
+def refused(left: Run, right: Run, metric: str) -> str | None:
     """Why two runs cannot be paired in this metric: what differs; empty if one of them has no value."""
     if per_run(left, metric) is None or per_run(right, metric) is None:
         return ""

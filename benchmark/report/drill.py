@@ -18,14 +18,13 @@ from benchmark.data.image import png_bytes
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
 from benchmark.evaluate.predictions import read_predictions
-from benchmark.evaluate.statistics import over_runs
 from benchmark.gallery import residual
 from benchmark.report import plots
 from benchmark.report.controls import CONTROLS, Controlled
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
 from benchmark.report.series import charts, seconds
-from benchmark.report.tables import Group, interval_of, mean_of, per_run
+from benchmark.report.tables import Group, interval_of, interval_of_entry, mean_of, per_run
 from benchmark.settings import digest
 
 MOST_ROWS = 64
@@ -218,7 +217,7 @@ def _numbers(group: Group) -> list[dict[str, Any]]:
         whole = len(known) == len(values)
         interval = ""
         if whole and entry["low"] is not None:
-            found = over_runs(known, entry["n"], entry["units"])
+            found = interval_of_entry(entry, known)
             interval = bracket(found.low, found.high)
         value = shown_value(entry["name"], sum(known) / len(known) if whole and known else None)
         rows.append({"metric": entry["name"], "of": entry["of"], "value": value, "interval": interval, "n": f"{entry['n']:,} {entry['units']}", "card": entry["card"]})

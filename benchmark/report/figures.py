@@ -77,7 +77,14 @@ def draw(kind: str, runs: Sequence[Run], out: Path) -> Path:
 
 
 def heatmap(shown: Sequence[Panel], runs: Sequence[Run]) -> Figure:
-    """ASR and zero-shot accuracy, attack x defense, side by side; a row of plots for each scale and data set."""
+    """ASR and zero-shot accuracy, attack x defense, side by side; a row of plots for each scale and data set.
+
+    Raises:
+        BenchError: a cell whose runs differ in definition: one number for it would be one of theirs.
+    """
+    split = groups(runs)[1]
+    if split:
+        raise BenchError(f"{split[0]}. A heat map has one number a cell; choose runs with --where, as --where train.epochs=12")
     height = sum(0.55 + 0.3 * len(panel.attacks) for panel in shown)
     figure = Figure(figsize=(FULL_WIDTH, height), layout="constrained")
     axes = figure.subplots(len(shown), 2, squeeze=False, height_ratios=[1 + len(panel.attacks) for panel in shown])

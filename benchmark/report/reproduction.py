@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from benchmark.errors import BenchError
 from benchmark.evaluate.coverage import summary
 from benchmark.evaluate.statistics import Interval, paired_difference, wilson
-from benchmark.report.comparisons import compare
+from benchmark.report.comparisons import compare, refused
+from benchmark.report.controls import without_controls
 from benchmark.report.markdown import escape, percent
 from benchmark.report.records import Run, load
 from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run
@@ -76,7 +77,8 @@ def claims_table(path: Path, reference: Path) -> str:
 
 def ablation_table(table: Path) -> str:
     """A line for each setting of the table's grid: what it changes, success, and the difference to the first setting of its
-    defense on the same poison. Settings without a record say so.
+    defense on the same poison. Settings without a record say so. Runs of one label that differ in definition have a line each,
+    without a difference to the default, and a note says what differs.
     """
     from benchmark.grid import read_grid
     from benchmark.registry import configure, find
@@ -89,9 +91,10 @@ def ablation_table(table: Path) -> str:
             found.append(label_of(plugin, configure(plugin, scale.options.get(plugin.name, {}), options), scale, "+aug" if kind == "defense" and cell.augmented else ""))
         return found[0], found[1], scale_label(cell.request)
 
-    by_label: dict[tuple[str, str, str], dict[int, Run]] = {}
-    for run in load(table):
-        by_label.setdefault((run.label("attack"), run.label("defense"), run.label("scale")), {})[run.seed] = run
+    rows, notes = groups(load(table))
+    by_label: dict[tuple[str, ...], list[Group]] = {}
+    for row in rows:
+        by_label.setdefault(row.key[:3], []).append(row)
     asked: dict[tuple[str, str, str], tuple[Asked, set[int]]] = {}
     for cell in read_grid(table / "grid.toml", Request()).cells:
         asked.setdefault(labels(cell), (cell, set()))[1].add(cell.seed)
@@ -100,31 +103,40 @@ def ablation_table(table: Path) -> str:
     for key, (cell, seeds) in asked.items():
         n_asked += len(seeds)
         change = "; ".join(f"`{one}`" for one in cell.request.sets) or "nothing"
-        runs = [run for seed, run in sorted(by_label.get(key, {}).items()) if seed in seeds]
-        n_run += len(runs)
-        if not runs:
+        parts = [some for row in by_label.get(key, []) if (some := [run for run in row.runs if run.seed in seeds])]
+        n_run += len({run.seed for part in parts for run in part})
+        if not parts:
             lines.append(f"| {change} | {escape(cell.defense)} | 0 of {len(seeds)} | not run | | | |")
-            continue
-        usual = next((by_label.get(other, {}) for other, (one, _) in asked.items() if one.defense == cell.defense and not one.request.sets), {})
-        values = [percent(mean_of([per_run(run, name) for run in runs])) for name in ("asr", "asr_floor", "zero_shot_acc1")]
-        bracket = _bracket(interval_of(Group(key, runs), "asr"))
-        lines.append(
-            f"| {change} | {escape(cell.defense)} | {len(runs)} of {len(seeds)} | {values[0]}{bracket} | {values[1]} | {values[2]} | {_against(runs, usual) if cell.request.sets else ''} |"
-        )
+        usual = next((by_label.get(other, []) for other, (one, _) in asked.items() if one.defense == cell.defense and not one.request.sets), [])
+        for part in parts:
+            values = [percent(mean_of([per_run(run, name) for run in part])) for name in ("asr", "asr_floor", "zero_shot_acc1")]
+            bracket = _bracket(interval_of(Group(key, part), "asr"))
+            against = _against(part, usual[0].runs) if cell.request.sets and len(parts) == len(usual) == 1 else ""
+            lines.append(f"| {change} | {escape(cell.defense)} | {len(part)} of {len(seeds)} | {values[0]}{bracket} | {values[1]} | {values[2]} | {against} |")
     state = "all of the grid has run" if n_run == n_asked else f"{n_run} of {n_asked} runs of the grid have been made"
     return "\n".join(
-        [*lines, "", f"{state[0].upper()}{state[1:]}. Brackets are 95 % intervals over runs, from three on. Differences are paired over seeds, where the poison is the same."]
+        [
+            *lines,
+            "",
+            f"{state[0].upper()}{state[1:]}. Brackets are 95 % intervals over runs, from three on. Differences are paired over seeds, where the poison is the same.",
+            *(f"- {escape(note)}" for note in notes),
+        ]
     )
 
 
 def _ours(claim: Claim, runs: Sequence[Run]) -> tuple[str, int]:
     if claim.against is not None:
-        found = [one for one in compare(runs, claim.against, [claim.defense])[0] if one.attack == claim.attack and one.metric == claim.metric]
-        if found:
-            return _points(found[0].difference, found[0].low, found[0].high), found[0].n_runs
-    for group in groups(runs)[0]:
-        if claim.against is None and group.key[:2] == (claim.attack, claim.defense):
-            return percent(mean_of([per_run(run, claim.metric) for run in group.runs])) + _bracket(interval_of(group, claim.metric)), len(group.runs)
+        compared = [one for one in compare(runs, claim.against, [claim.defense])[0] if one.attack == claim.attack and one.metric == claim.metric]
+        shown = [(_points(one.difference, one.low, one.high), one.n_runs) for one in compared]
+    else:
+        rows = [group for group in groups(without_controls(runs))[0] if group.key[:2] == (claim.attack, claim.defense)]
+        shown = [(percent(mean_of([per_run(run, claim.metric) for run in row.runs])) + _bracket(interval_of(row, claim.metric)), len(row.runs)) for row in rows]
+    if len(shown) == 1:
+        return shown[0]
+    if shown:
+        raise BenchError(
+            f"claim {claim.says!r}: table {claim.table!r} has {len(shown)} rows {claim.attack} / {claim.defense}, which differ in scale or definition, so none is ours"
+        )
     raise BenchError(f"claim {claim.says!r}: table {claim.table!r} has no row {claim.attack} / {claim.defense}{f' with {claim.against} beside it' if claim.against else ''}")
 
 
@@ -137,14 +149,13 @@ def _published(claim: Claim) -> str:
     return f"{100 * claim.value:g} %" + _bracket(Interval(low, high, ""))
 
 
-def _against(runs: Sequence[Run], usual: dict[int, Run]) -> str:
-    pairs = [(per_run(run, "asr"), per_run(usual[run.seed], "asr")) for run in runs if run.seed in usual and _same_poison(run, usual[run.seed])]
-    known = [(a, b) for a, b in pairs if a is not None and b is not None]
+def _against(runs: Sequence[Run], usual: Sequence[Run]) -> str:
+    """The difference over the seeds that both have, with the same poison and the same definition of the ASR."""
+    by_seed = {run.seed: run for run in usual}
+    pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed and refused(run, by_seed[run.seed], "asr") is None]
+    values = [(per_run(left, "asr"), per_run(right, "asr")) for left, right in pairs]
+    known = [(a, b) for a, b in values if a is not None and b is not None]
     return _points(*paired_difference([a for a, _ in known], [b for _, b in known])) if known else ""
-
-
-def _same_poison(left: Run, right: Run) -> bool:
-    return bool(left.record["poison"]["manifest_sha256"] == right.record["poison"]["manifest_sha256"])
 
 
 def _points(difference: float, low: float | None, high: float | None) -> str:

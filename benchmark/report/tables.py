@@ -189,9 +189,20 @@ def interval_of(group: Group, metric: str) -> Interval:
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return Interval(None, None, "missing")
-    if len(entries) == 1:
-        return over_runs(known, entries[0]["n"], entries[0]["units"])
-    return over_runs(known)
+    return interval_of_entry(entries[0], known) if len(entries) == 1 else over_runs(known)
+
+
+def interval_of_entry(entry: dict[str, Any], values: Sequence[float]) -> Interval:
+    """The 95 % interval of the mean of one metric of one set, probe or score: as recorded for one run, over runs otherwise.
+
+    Args:
+        entry: that of the first run.
+        values: of all runs.
+    """
+    if len(values) == 1:
+        return Interval(entry["low"], entry["high"], kind_of_interval(entry))
+    # What is no rate over units, such as an AUROC, gets no Wilson interval where all runs agree.
+    return over_runs(values, entry["n"], entry["units"]) if kind_of_interval(entry).startswith("Wilson") else over_runs(values)
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
