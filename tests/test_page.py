@@ -16,8 +16,8 @@ from benchmark.report.comparisons import against, compare
 from benchmark.report.controls import is_control
 from benchmark.report.figures import draw
 from benchmark.report.page import html
-from benchmark.report.records import load
-from benchmark.report.series import charts, panels, trades
+from benchmark.report.records import Run, load
+from benchmark.report.series import charts, panels, spent, trades
 from benchmark.report.tables import groups
 from benchmark.report.wide import wide_table
 
@@ -210,7 +210,43 @@ def test_the_best_trades_are_those_that_no_other_defense_beats_in_both():
         beaten = any(not other.told and other.cost <= trade.cost and other.asr <= trade.asr and (other.cost, other.asr) != (trade.cost, trade.asr) for other in found.values())
         assert trade.best == (not trade.told and not beaten)
     assert found["oracle"].told and not found["oracle"].best
+    assert {trade.cost for trade in found.values()} == {1.0}, "as many pairs, however busy the machines were"
     assert trades(panel, "none") == []
+
+
+def costing(runs, *costs):
+    return [Run(one.record, cost, one.folder) for one, cost in zip(runs, costs, strict=True)]
+
+
+def test_cost_counts_pairs_and_a_third_of_those_that_only_went_forward_and_marks_work_beside(tmp_path):
+    of = {name: [one for one in load(REFERENCE) if (one.label("attack"), one.label("defense")) == ("backdoor", name)] for name in ("clip", "roclip")}
+    runs = [of["clip"][0], *of["roclip"][:2]]
+    plain, known = {"pairs_trained": 1000, "train_seconds": 50.0}, {"pairs_trained": 1000, "pairs_forward": 600, "train_seconds": 100.0, "beside_seconds": 20.0}
+    (panel,) = panels(groups(costing(runs, plain, known, known))[0])
+    found = {trade.defense: trade for trade in trades(panel, "backdoor")}
+    assert (found["clip"].cost, found["roclip"].cost) == (1.0, 1.2)
+    assert (found["clip"].beside, found["roclip"].beside) == (False, True)
+    page = html(costing(runs, plain, known, known))
+    cost = page.partition('id="cost-title"')[2].partition("</section>")[0]
+    assert ">roclip *</text>" in cost and ">clip</text>" in cost and "more than a tenth of their time" in cost
+    assert "more than a tenth" in draw("pareto", costing(runs, plain, known, known), tmp_path / "a.svg").read_text()
+    little = known | {"beside_seconds": 9.0}
+    assert "more than a tenth" not in html(costing(runs, plain, little, little))
+
+
+def test_seconds_of_a_row_are_of_the_same_parts_in_all_its_runs():
+    runs = [one for one in load(REFERENCE) if (one.label("attack"), one.label("defense")) == ("backdoor", "clip")][:2]
+    known = {"train_seconds": 100.0, "beside_seconds": 30.0}
+    (whole,) = groups(costing(runs, known, known))[0]
+    (mixed,) = groups(costing(runs, known, {"train_seconds": 200.0}))[0]
+    assert (spent(whole).seconds, spent(whole).whole) == (130.0, True)
+    assert (spent(mixed).seconds, spent(mixed).whole) == (150.0, False), "the first run's 30 are not averaged in"
+    (unknown,) = groups(costing(runs, known, {}))[0]
+    assert spent(unknown) is None
+    text = html(mixed.runs)
+    assert "2 runs, trainings alone: open" in text and '<th scope="col" class="number">seconds, trainings alone</th>' in text and '<td class="number">130</td>' not in text
+    text = html(whole.runs)
+    assert "2 runs: open" in text and '<td class="number">130</td>' in text
 
 
 def test_hostile_text_is_shown_as_it_is_and_nothing_but_our_script_is_one(tmp_path):

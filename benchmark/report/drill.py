@@ -23,12 +23,13 @@ from benchmark.report import plots
 from benchmark.report.controls import CONTROLS, Controlled
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
-from benchmark.report.series import charts, seconds
+from benchmark.report.series import Spent, charts, spent
 from benchmark.report.tables import Group, interval_of, interval_of_entry, mean_of, per_run
 from benchmark.settings import digest
 
 MOST_ROWS = 64
 SHARES = ("acc1", "acc5", "recall", "asr", "share", "hit", "precision", "auroc", "frac", "rate")
+_PARTS = {True: "trainings and what the defense did beside them", False: "trainings alone"}
 _NUMBERS = (("ASR", "asr"), ("floor", "asr_floor"), ("zero-shot", "zero_shot_acc1"), ("linear probe", "linear_probe_acc1"))
 
 
@@ -85,7 +86,7 @@ def cell(group: Group, number: int, pictures: Mapping[str, Pictures], controlled
     """What the template needs of one cell."""
     first = group.runs[0].record
     lines = list(dict.fromkeys(line for run in group.runs for line in run.record["warnings"]))
-    shown = charts(group)
+    shown, took = charts(group), spent(group)
     return {
         "id": number,
         "attack": group.key[0],
@@ -97,8 +98,9 @@ def cell(group: Group, number: int, pictures: Mapping[str, Pictures], controlled
         "charts": [{"svg": plots.curves(chart), "title": chart.title, "names": [curve.name for curve in chart.curves], "phases": chart.phases} for chart in shown],
         "curve_note": _curve_note(group, {chart.name for chart in shown}),
         "outcomes": _outcomes(group, pictures),
-        "run_columns": [name for name, metric in _NUMBERS if any(run.values(metric) for run in group.runs)] + ["seconds"],
-        "runs": [_run(run) for run in group.runs],
+        "run_columns": [name for name, metric in _NUMBERS if any(run.values(metric) for run in group.runs)]
+        + ["seconds, trainings alone" if took is not None and not took.whole else "seconds"],
+        "runs": [_run(run, took) for run in group.runs],
         "hashes": _hashes(group),
         "settings": [(name, value) for name, value in flat(first["resolved"]) if name != "seed"],
         "counts": _counts(group),
@@ -140,9 +142,11 @@ def _facts(group: Group, controlled: Controlled) -> list[tuple[str, str, str]]:
             found.append((name, percent(value), f"{note} {interval.kind}; {units}" if interval.kind != "missing" else units))
         if metric == "asr_floor":
             found += _control_facts(group, controlled)
-    spent = seconds(group)
-    if spent is not None:
-        found.append(("training", f"{spent:,.0f} s", f"{len(group.runs)} {'run' if len(group.runs) == 1 else 'runs'}"))
+    took, pairs = spent(group), mean_of([run.pairs for run in group.runs])
+    if pairs is not None:
+        found.append(("pairs trained", f"{pairs:,.0f}", f"mean over {len(group.runs)} {_runs(group.runs)}; pairs that only went forward count a third"))
+    if took is not None:
+        found.append(("seconds", f"{took.seconds:,.0f} s", f"{_PARTS[took.whole]}; they depend on the machine and on how busy it was"))
     return found
 
 
@@ -164,7 +168,7 @@ def _curve_note(group: Group, shown: set[str]) -> str:
     return f"Nearest captions were not measured: {'; '.join(sorted(reasons))}." if reasons else ""
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run, took: Spent | None) -> dict[str, Any]:
     environment = run.environment
     git = environment.get("git") or {}
     version = environment.get("packages", {}).get("clip-poison-bench", "unknown")
@@ -175,11 +179,11 @@ def _run(run: Run) -> dict[str, Any]:
             value, n = per_run(run, metric), entries[0]["n"]
             count = f" ({round(value * n)}/{n})" if metric == "asr" and value is not None and len(entries) == 1 else ""
             numbers.append(percent(value) + count)
-    spent = run.seconds
+    own = None if run.train_seconds is None else run.train_seconds + ((run.beside_seconds or 0.0) if took is not None and took.whole else 0.0)
     return {
         "id": run.record["run_id"],
         "seed": run.seed,
-        "numbers": [*numbers, f"{spent:,.0f}" if spent is not None else ""],
+        "numbers": [*numbers, f"{own:,.0f}" if own is not None else ""],
         "code": f"{version} {git.get('commit', 'no checkout')[:10]}{' with changes' if git.get('dirty') else ''}",
         "made": run.machine,
     }
@@ -203,7 +207,7 @@ def _counts(group: Group) -> list[tuple[str, str]]:
         ("clean pairs granted", str(first.get("clean_pairs_used", 0))),
     ]
     costs = group.runs[0].cost
-    found += [(name.replace("_", " "), f"{costs[name]:,}") for name in ("pairs_trained", "n_models_trained") if name in costs]
+    found += [(name.replace("_", " "), f"{costs[name]:,}") for name in ("pairs_trained", "pairs_forward", "n_models_trained") if name in costs]
     if "peak_memory_bytes" in costs:
         found.append(("peak memory", f"{costs['peak_memory_bytes'] / 1e9:.2f} GB"))
     return found + [(name.replace("_", " "), str(value)) for name, value in first["data"].get("counts", {}).items()]

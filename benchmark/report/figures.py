@@ -16,7 +16,7 @@ from benchmark.errors import BenchError, unknown
 from benchmark.report.controls import without_controls
 from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.records import Run
-from benchmark.report.series import COLUMNS, METRICS, Panel, charts, panels, trades
+from benchmark.report.series import BESIDE_NOTE, COLUMNS, METRICS, Panel, charts, panels, trades
 from benchmark.report.tables import Group, groups, interval_of, place_of
 
 FULL_WIDTH, COLUMN_WIDTH = 6.75, 3.25
@@ -142,10 +142,10 @@ def dose(shown: Sequence[Panel], runs: Sequence[Run]) -> Figure:
 
 
 def pareto(shown: Sequence[Panel], runs: Sequence[Run]) -> Figure:
-    """Training time of each defense, as a multiple of clip's, against what the attack still reaches; a plot for each attack."""
+    """Pairs that each defense trained, as a multiple of clip's, against what the attack still reaches; a plot for each attack."""
     found = [(panel, attack, values) for panel in shown for attack in panel.attacks if len(values := trades(panel, attack)) > 1]
     if not found:
-        raise BenchError("cost against success wants an attack with clip and another defense on the same seeds, with their costs")
+        raise BenchError("cost against success wants an attack with clip and another defense with their costs")
     figure, axes = _row(len(found), 2.1)
     defenses = list(dict.fromkeys(trade.defense for _, _, values in found for trade in values))
     handles: dict[str, Any] = {}
@@ -169,11 +169,18 @@ def pareto(shown: Sequence[Panel], runs: Sequence[Run]) -> Figure:
                 elinewidth=0.8,
                 alpha=0.6 if trade.told else 1,
             )
-            handles.setdefault(f"{trade.defense} (told)" if trade.told else trade.defense, drawn)
+            handles.setdefault(trade.defense + (" (told)" if trade.told else "") + (" *" if trade.beside else ""), drawn)
         axis.set_title(_title(panel, attack, len(shown) > 1))
-        axis.set_xlabel("training time, multiple of clip")
+        axis.set_xlabel("pairs trained, multiple of clip's")
         _percent(axis)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)))
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        title=BESIDE_NOTE if any(name.endswith(" *") for name in handles) else None,
+        title_fontsize=6.5,
+    )
     return figure
 
 

@@ -20,7 +20,7 @@ from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
 from benchmark.report.markdown import FLOOR_NOTE, percent
 from benchmark.report.records import Run
-from benchmark.report.series import COLUMNS, METRICS, Panel, panels, seconds, trades
+from benchmark.report.series import BESIDE_NOTE, COLUMNS, METRICS, Panel, panels, spent, trades
 from benchmark.report.tables import Group, groups, interval_of, place_of
 from benchmark.report.wide import wide_row
 
@@ -33,7 +33,11 @@ _LEGENDS = {
     ),
     "zero_shot": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
     "probe": ("0 %", "100 %", "The stronger the colour, the better. Mean over the evaluation sets."),
-    "cost": ("0 s", "", "Trainings, charged in full where they came from the cache, and what the defense did beside them. Times compare only within one machine."),
+    "cost": (
+        "0 s",
+        "",
+        "Trainings, charged in full where they came from the cache, and what the defense did beside them; trainings alone where a run of the cell does not tell the rest, as its tooltip says. Seconds depend on the machine and on how busy it was; pairs, below, do not.",
+    ),
 }
 # Shares of a ramp's length from which white (in light) or black (in dark) is easier to read on it than the other; a test measures the contrast.
 _PAST = {"asr": (0.82, 0.6), "zero_shot": (0.76, 0.58), "probe": (0.76, 0.58), "cost": (0.76, 0.52)}
@@ -68,6 +72,14 @@ GLOSSARY = (
         "95 %. One run: Wilson over its queries or targets, which says nothing about another training run. Two runs: none. Three or more: t over runs, or Wilson where all agree.",
     ),
     ("+aug", "The run trains with image and text augmentation. What a defense adds to it is the difference to clip+aug."),
+    (
+        "seconds",
+        "Of trainings and of what the defense did beside them; of trainings alone where the cell says so, because a run of it does not tell the rest. They depend on the machine and on how busy it was.",
+    ),
+    (
+        "pairs trained",
+        "Pairs that went forward and backward in all trainings, and a third of those that only went forward, where the run counted them. They depend on no machine.",
+    ),
     ("told the truth", "A control that knows which rows are poisoned, or how many. Not a defense."),
     ("similarity", "Mean cosine of image and caption over poisoned and over untouched training pairs, at each snapshot, without augmentation."),
     ("nearest caption", "For each poisoned image the nearest of a pool of 2 % of all captions: whether it belongs to the image's true class, or to the attack's target class."),
@@ -187,12 +199,15 @@ def _link(group: Group, name: str, value: float | None, largest: float, number: 
         text = percent(value) if value is not None else ("no attack" if name == "asr" else "missing")
         if name == "asr" and value is not None:
             small = f"{small} floor {percent(wide_row(group)['asr_floor'])}".strip()
+        parts = ""
     else:
         text = f"{value:,.0f} s" if value is not None else "missing"
+        took = spent(group)
+        parts = ", trainings alone" if took is not None and not took.whole else ""
     runs = f"{len(group.runs)} {'run' if len(group.runs) == 1 else 'runs'}"
     share = round((value or 0) / largest, 3)
     past = " ".join(f"past-{theme}" for theme, limit in zip(("light", "dark"), _PAST[name], strict=True) if share > limit)
-    return {"id": number, "text": text, "small": small, "share": share, "past": past, "title": f"{group.key[0]} × {group.key[1]}, {runs}: open"}
+    return {"id": number, "text": text, "small": small, "share": share, "past": past, "title": f"{group.key[0]} × {group.key[1]}, {runs}{parts}: open"}
 
 
 def _row(group: Group, number: int, controlled: Controlled) -> dict[str, Any]:
@@ -215,8 +230,8 @@ def _row(group: Group, number: int, controlled: Controlled) -> dict[str, Any]:
         for text, small in ((row["attack"], ""), (row["defense"] + told, ""), (f"{row['scale']}, {row['dataset']}", ""))
     ]
     poisoned = number_of(row["n_poison"], f"{row['n_poison']:g} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
-    took = seconds(group)
-    spent = number_of(took, f"{took:,.0f}" if took is not None else "")
+    took = spent(group)
+    seconds = number_of(took.seconds if took else None, f"{took.seconds:,.0f}" if took else "")
     cells = [
         *texts[:2],
         number_of(row["seeds"], str(row["seeds"])),
@@ -224,7 +239,7 @@ def _row(group: Group, number: int, controlled: Controlled) -> dict[str, Any]:
         asr,
         *(share(name) for name in ("asr_floor", *controlled.shown, "triggered_acc1", "zero_shot_acc1", "linear_probe_acc1")),
     ]
-    return {"id": number, "cells": [*cells, spent, texts[2]]}
+    return {"id": number, "cells": [*cells, seconds, texts[2]]}
 
 
 def _sort(value: float | None) -> str:
@@ -292,7 +307,13 @@ def _trades(shown: Sequence[Panel]) -> list[dict[str, Any]]:
         for attack in panel.attacks:
             found = trades(panel, attack)
             if len(found) > 1:
-                plotted.append({"svg": plots.pareto(attack, found), "title": f"{attack}: {panel.scale}, {panel.dataset} pairs"})
+                plotted.append(
+                    {
+                        "svg": plots.pareto(attack, found),
+                        "title": f"{attack}: {panel.scale}, {panel.dataset} pairs",
+                        "note": BESIDE_NOTE if any(trade.beside for trade in found) else "",
+                    }
+                )
     return plotted
 
 

@@ -95,7 +95,7 @@ def pareto(attack: str, found: Sequence[Trade]) -> Markup:
     low, high = min(1.0, *(trade.cost for trade in found)), max(1.0, *(trade.cost for trade in found))
     margin = max(0.05, 0.08 * (high - low))
     frame = _Frame(low - margin, high + margin, right=130)
-    parts = [frame.axes(_ticks(low, high, 3), "training time, multiple of clip")]
+    parts = [frame.axes(_ticks(low, high, 3), "pairs trained, multiple of clip's")]
     front = sorted((trade.cost, trade.asr) for trade in found if trade.best)
     if len(front) > 1:
         parts.append(f'<path class="front" d="{_path(frame, front)}"/>')
@@ -107,8 +107,8 @@ def pareto(attack: str, found: Sequence[Trade]) -> Markup:
             parts.append(f'<path class="bar{" told" if trade.told else ""}" d="M{x} {frame.y(trade.interval.low)}V{frame.y(trade.interval.high)}"/>')
         parts.append(f'<path class="leader" d="M{x + 4} {y}L{_WIDTH - 124} {at - 3.5}"/>')
         parts.append(f'<circle class="mark{" told" if trade.told else " best" if trade.best else ""}" cx="{x}" cy="{y}" r="4"/>')
-        parts.append(f'<text class="name" x="{_WIDTH - 121}" y="{at}">{escape(_short(trade.defense, 20))}</text>')
-    return _svg("".join(parts), f"Training time against ASR: {attack}")
+        parts.append(f'<text class="name" x="{_WIDTH - 121}" y="{at}">{escape(_short(trade.defense, 18 if trade.beside else 20))}{" *" if trade.beside else ""}</text>')
+    return _svg("".join(parts), f"Pairs trained against ASR: {attack}")
 
 
 def mark(x: float, y: float, index: int) -> Markup:

@@ -30,10 +30,20 @@ class Run:
         return int(self.record["resolved"]["seed"])
 
     @property
-    def seconds(self) -> float | None:
-        """Seconds of trainings, and of what the defense did beside them where the record has it; None if unknown."""
-        trained = self.cost.get("train_seconds")
-        return None if trained is None else float(trained) + float(self.cost.get("beside_seconds") or 0.0)
+    def train_seconds(self) -> float | None:
+        """Seconds of all trainings; None if unknown."""
+        return _number(self.cost.get("train_seconds"))
+
+    @property
+    def beside_seconds(self) -> float | None:
+        """Seconds of what the defense did beside its trainings; None in records from before it was measured."""
+        return _number(self.cost.get("beside_seconds"))
+
+    @property
+    def pairs(self) -> float | None:
+        """What the run cost in trained pairs: those of all trainings, and a third of each that only went forward; None if unknown."""
+        trained = _number(self.cost.get("pairs_trained"))
+        return None if trained is None else trained + float(self.cost.get("pairs_forward") or 0) / 3
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -120,6 +130,10 @@ def superseded(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         else:
             kept.append(run)
     return kept, lines
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _matches(label: str, name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from benchmark.evaluate.statistics import Interval
@@ -67,12 +66,28 @@ class Panel:
     cells: dict[tuple[str, str], list[Group]]
 
 
+BESIDE_NOTE = "* works beside its trainings for more than a tenth of their time, of which pairs count forward passes at most."
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that a defense took, mean over a group's runs.
+
+    Attributes:
+        whole: with what it did beside its trainings; False for trainings alone, because a run of the group does not tell the rest.
+    """
+
+    seconds: float
+    whole: bool
+
+
 @dataclass(frozen=True)
 class Trade:
     """A defense on one attack: what it costs, and what the attack still reaches.
 
     Attributes:
-        cost: seconds over those of `clip` on the same machine, median over runs.
+        cost: pairs over those of `clip` on the same attack; see `Run.pairs`.
+        beside: it worked beside its trainings for more than a tenth of their seconds; see BESIDE_NOTE.
         best: no other defense is at least as good in both and better in one.
     """
 
@@ -82,6 +97,7 @@ class Trade:
     interval: Interval
     told: bool
     best: bool
+    beside: bool
 
 
 def charts(group: Group) -> list[Chart]:
@@ -109,42 +125,44 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     return [_in_order(panel) for panel in found.values()]
 
 
+def spent(group: Group) -> Spent | None:
+    """Seconds of a group, of the same parts of all its runs; None if a run does not tell what its trainings took."""
+    trained = mean_of([run.train_seconds for run in group.runs])
+    beside = mean_of([run.beside_seconds for run in group.runs])
+    return None if trained is None else Spent(trained + (beside or 0.0), beside is not None)
+
+
 def seconds(group: Group) -> float | None:
-    """Seconds that a defense took, mean over the group's runs."""
-    return mean_of([run.seconds for run in group.runs])
+    """The seconds of `spent`."""
+    found = spent(group)
+    return None if found is None else found.seconds
 
 
 def trades(panel: Panel, attack: str) -> list[Trade]:
-    """Cost against ASR of every defense on this attack that has both; cost as a multiple of what `clip` took on the same machine.
+    """Cost against ASR of every defense on this attack that has both; cost in pairs, as a multiple of what `clip` took on it.
 
-    Runs of a machine on which `clip` was not run count for nothing; a defense that has no others is left out.
+    Pairs need no machine: runs that were made on others, or on a busy one, compare.
     """
-    reference = _reference(panel, attack)
+    reference = mean_of([run.pairs for group in panel.cells.get((attack, "clip"), []) for run in group.runs])
     rows: list[tuple[Group, float, float]] = []
-    for defense in panel.defenses:
+    for defense in panel.defenses if reference else []:
         for group in panel.cells.get((attack, defense), []):
-            ratios = [run.seconds / reference[run.machine] for run in group.runs if run.machine in reference and run.seconds]
-            asr = mean_of([per_run(run, "asr") for run in group.runs])
-            if ratios and asr is not None:
-                rows.append((group, median(ratios), asr))
+            pairs, asr = mean_of([run.pairs for run in group.runs]), mean_of([per_run(run, "asr") for run in group.runs])
+            if pairs and asr is not None and reference:
+                rows.append((group, round(pairs / reference, 6), asr))
     found = []
     for group, cost, asr in rows:
         told = group.runs[0].record["told"] != "nothing"
         beaten = any(
             other[0].runs[0].record["told"] == "nothing" and other[1] <= cost and other[2] <= asr and (other[1] < cost or other[2] < asr) for other in rows if other[0] is not group
         )
-        found.append(Trade(group.key[1], cost, asr, interval_of(group, "asr"), told, not told and not beaten))
+        found.append(Trade(group.key[1], cost, asr, interval_of(group, "asr"), told, not told and not beaten, _works_beside(group)))
     return found
 
 
-def _reference(panel: Panel, attack: str) -> dict[str, float]:
-    """Median seconds of `clip` by machine: on this attack, or where it was run on others only, on those; its training does not depend on the attack."""
-    found: dict[str, dict[bool, list[float]]] = {}
-    for (one, defense), members in panel.cells.items():
-        if defense == "clip":
-            for run in (run for group in members for run in group.runs if run.seconds):
-                found.setdefault(run.machine, {}).setdefault(one == attack, []).append(float(run.seconds or 0))
-    return {machine: median(by_attack.get(True) or by_attack[False]) for machine, by_attack in found.items()}
+def _works_beside(group: Group) -> bool:
+    known = [(run.beside_seconds, run.train_seconds) for run in group.runs if run.beside_seconds is not None and run.train_seconds is not None]
+    return sum(beside for beside, _ in known) > sum(trained for _, trained in known) / 10
 
 
 def mean_over(point: dict[str, Any], metric: str) -> float | None:

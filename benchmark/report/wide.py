@@ -52,7 +52,7 @@ def wide_row(group: Group) -> dict[str, Any]:
     interval = interval_of(group, "asr")
     asr_entries = runs[0].values("asr")
     seconds = [run.cost.get("train_seconds") for run in runs]
-    rates = [run.cost["pairs_trained"] / run.cost["train_seconds"] for run in runs if run.cost.get("train_seconds")]
+    rates = [run.cost["pairs_trained"] / run.cost["train_seconds"] for run in runs if run.cost.get("train_seconds") and run.cost.get("pairs_trained")]
     return {
         **dict(zip(KEY, group.key, strict=True)),
         "seeds": len(runs),
