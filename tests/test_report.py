@@ -128,7 +128,16 @@ def test_what_a_defense_adds_to_augmentation_stands_below_with_its_interval():
 
 def filtered(seed, auroc, n_poison_kept):
     one = run(seed, 0.0, defense="dao")
-    scores = {"auroc": auroc, "average_precision": 0.2, "fpr_at_tpr_0.95": 0.4, "f1_own": 0.1, "recall_at_0.1": 0.8}
+    scores = {
+        "auroc": auroc,
+        "average_precision": 0.2,
+        "base_rate": 0.01,
+        "precision_at_tpr_0.95": 0.02,
+        "precision_own": 0.3,
+        "fpr_at_tpr_0.95": 0.4,
+        "f1_own": 0.1,
+        "recall_at_0.1": 0.8,
+    }
     dropped = {"n_dropped": 100.0, "recall_dropped": 1 - n_poison_kept / 10, "n_poison_kept": n_poison_kept, "clean_lost": 0.092}
     one.record["metrics"] += [metric(name, value, of="dao", card="") for name, value in scores.items()] + [
         metric(name, value, of="filter", card="") for name, value in dropped.items()
@@ -141,11 +150,26 @@ def test_columns_of_detection_follow_only_where_a_run_has_them():
     assert tuple(wide([run()])[0]) == WIDE and "AUROC" not in to_markdown([run()])
     runs = [run(), filtered(0, 0.9, 1), filtered(1, 0.8, 2)]
     rows = {row["defense"]: row for row in wide(runs)}
-    assert tuple(rows["dao"]) == (*WIDE, *DETECTION)
+    assert tuple(rows["dao"]) == (*WIDE, "clean_pairs_used", *DETECTION)
     assert rows["roclip"]["auroc"] == rows["roclip"]["n_dropped"] == ""
-    dao = {name: rows["dao"][name] for name in DETECTION}
+    dao = {name: rows["dao"][name] for name in (*DETECTION, "clean_pairs_used")}
+    assert (dao["base_rate"], dao["precision_at_tpr_0.95"], dao["precision_own"]) == ("0.01", "0.02", "0.3")
     assert (dao["score"], dao["auroc"], dao["n_dropped"], dao["recall_dropped"], dao["n_poison_kept"], dao["clean_pairs_used"]) == ("dao", "0.85", "100", "0.85", "1.5", "50")
-    assert "| backdoor | dao | dao | 0.850 | 0.200 | 40.0 % | 0.10 | 100 | 85.0 % | 1.5 | 9.2 % | 50 |" in to_markdown(runs)
+    assert "| backdoor | dao | dao | 0.850 | 0.200 | 0.01 | 40.0 % | 0.10 | 100 | 85.0 % | 1.5 | 9.2 % |" in to_markdown(runs)
+
+
+def test_cost_and_clean_pairs_stand_on_every_row_where_there_are_any():
+    repair = run(0, 0.1, defense="finetune")
+    repair.record["clean_pairs_used"] = 2000
+    runs = [run(), Run(repair.record, repair.cost | {"pairs_trained": 2_500_000, "n_models_trained": 3}, Path())]
+    rows = {row["defense"]: row for row in wide(runs)}
+    assert (rows["finetune"]["pairs_trained"], rows["finetune"]["n_models_trained"], rows["finetune"]["clean_pairs_used"]) == ("2500000", "3", "2000")
+    assert (rows["roclip"]["pairs_trained"], rows["roclip"]["clean_pairs_used"]) == ("5000", "")
+    lines = to_markdown(runs).splitlines()
+    assert lines[0].endswith("| pairs trained | clean pairs used |")
+    assert any(line.endswith("| 2,500,000, 3 models | 2,000 |") for line in lines) and any(line.endswith("| 5,000 |  |") for line in lines)
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+    assert "clean pairs" not in to_markdown(runs[:1])
 
 
 def test_controls_stand_beside_the_row_that_they_are_controls_of_over_the_seeds_that_both_have():

@@ -11,11 +11,24 @@ from benchmark.report.controls import CONTROLS, controls
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries
-from benchmark.report.wide import detected, detection_row, wide_row
+from benchmark.report.wide import clean_pairs, detected, detection_row, uses_clean_pairs, wide_row
 
 FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs is not told from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
 _CONTROLS_NOTE = "Sham poison is the ASR after the attack's edits without its trigger; clean model is that of a model which trained on the pairs before the attack. Both are means over the seeds that they share with the row; their intervals and n stand in their own rows, whose scale ends in +sham or +clean."
-_COLUMNS = ("attack", "defense", "seeds", "poison", "ASR, last epoch", "last CLIP epoch", "last 2K epochs", "floor", "true class kept", "zero-shot", "linear probe", "pairs/s")
+_COLUMNS = (
+    "attack",
+    "defense",
+    "seeds",
+    "poison",
+    "ASR, last epoch",
+    "last CLIP epoch",
+    "last 2K epochs",
+    "floor",
+    "true class kept",
+    "zero-shot",
+    "linear probe",
+    "pairs trained",
+)
 _PAST_FLOOR = _COLUMNS.index("floor") + 1
 
 
@@ -25,15 +38,18 @@ def to_markdown(runs: Sequence[Run]) -> str:
     found = sorted(found, key=lambda group: place_of(group.key))
     controlled = controls(found)
     shown = controlled.shown
-    header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:])
+    clean = uses_clean_pairs(found)
+    header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:], *(["clean pairs used"] if clean else ()))
     lines = [_line(header), "|" + "---|" * len(header)]
     for group in found:
         cells = _cells(group)
-        lines.append(_line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:]]))
+        lines.append(
+            _line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:], *([count(clean_pairs(group))] if clean else ())])
+        )
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
     lines += [
         "",
-        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: Wilson over the queries or targets of one run for one seed (a mean over several sets or probes has none), none for two, t over runs from three on and, where all runs agree, Wilson over all their targets, or over runs for queries. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. {FLOOR_NOTE}',
+        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: Wilson over the queries or targets of one run for one seed (a mean over several sets or probes has none), none for two, t over runs from three on and, where all runs agree, Wilson over all their targets, or over runs for queries. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. Pairs trained are those that went forward and backward, over all trainings. {FLOOR_NOTE}',
     ]
     if shown:
         lines += ["", _CONTROLS_NOTE]
@@ -47,6 +63,11 @@ def to_markdown(runs: Sequence[Run]) -> str:
 def percent(value: float | None) -> str:
     """A fraction as percent with one decimal; empty for a missing one."""
     return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def count(value: float | None) -> str:
+    """A count, or a mean of counts, with four digits below a hundred; empty for a missing one."""
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def escape(text: str) -> str:
@@ -77,8 +98,12 @@ def _cells(group: Group) -> list[str]:
         percent(row["triggered_acc1"]),
         _with_interval(group, "zero_shot_acc1"),
         _with_interval(group, "linear_probe_acc1"),
-        f"{row['pairs_per_second']:,.0f}" if row["pairs_per_second"] else "",
+        _pairs(row["pairs_trained"], row["n_models_trained"]),
     ]
+
+
+def _pairs(pairs: float | None, models: float | None) -> str:
+    return count(pairs) + (f", {models:g} models" if pairs is not None and models is not None and models > 1 else "")
 
 
 def _with_interval(group: Group, metric: str) -> str:
@@ -97,21 +122,18 @@ def _detection(found: Sequence[Group]) -> list[str]:
         return []
     lines = [
         "",
-        "Rows scored and dropped (positives: the poisoned rows, all rows ranked; F1 at the threshold that the defense chose itself; recall: share of the poison among the dropped):",
+        "Rows scored and dropped (positives: the poisoned rows, all rows ranked; AP of a random ranking is the base rate; F1 at the threshold that the defense chose itself; recall: share of the poison among the dropped):",
         "",
     ]
-    header = ("attack", "defense", "score", "AUROC", "AP", "FPR at 95 % TPR", "F1, own threshold", "rows dropped", "recall", "poison left", "clean rows lost", "clean pairs used")
+    header = ("attack", "defense", "score", "AUROC", "AP", "base rate", "FPR at 95 % TPR", "F1, own threshold", "rows dropped", "recall", "poison left", "clean rows lost")
     lines += [_line(header), "|" + "---|" * len(header)]
     for group in shown:
         row = detection_row(group)
-        numbers = ["" if row[name] is None else f"{row[name]:.3f}" for name in ("auroc", "average_precision")]
+        numbers = ["" if row[name] is None else f"{row[name]:.{digits}}" for name, digits in (("auroc", "3f"), ("average_precision", "3f"), ("base_rate", "2g"))]
         numbers += [percent(row["fpr_at_tpr_0.95"]), "" if row["f1_own"] is None else f"{row['f1_own']:.2f}"]
-        counts = {name: "" if row[name] is None else f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.4g}" for name in ("n_dropped", "n_poison_kept", "clean_pairs_used")}
         told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
         names = [escape(group.key[0]), escape(group.key[1]) + told, escape(row["score"] or "")]
-        lines.append(
-            _line([*names, *numbers, counts["n_dropped"], percent(row["recall_dropped"]), counts["n_poison_kept"], percent(row["clean_lost"]), counts["clean_pairs_used"]])
-        )
+        lines.append(_line([*names, *numbers, count(row["n_dropped"]), percent(row["recall_dropped"]), count(row["n_poison_kept"]), percent(row["clean_lost"])]))
     return lines
 
 

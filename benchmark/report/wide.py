@@ -28,21 +28,36 @@ WIDE = (
     "train_seconds",
     "beside_seconds",
     "pairs_per_second",
+    "pairs_trained",
+    "n_models_trained",
 )
-DETECTION = ("score", "auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own", "n_dropped", "recall_dropped", "n_poison_kept", "clean_lost", "clean_pairs_used")
+CLEAN = "clean_pairs_used"
+_OF_SCORE = ("auroc", "average_precision", "base_rate", "fpr_at_tpr_0.95", "precision_at_tpr_0.95", "f1_own", "precision_own")
+_OF_FILTER = ("n_dropped", "recall_dropped", "n_poison_kept", "clean_lost")
+DETECTION = ("score", *_OF_SCORE, *_OF_FILTER)
 
 
 def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE.
 
-    Those of CONTROLS follow if a run is one, those of DETECTION if a run has them.
+    Those of CONTROLS follow if a run is one, CLEAN if a run used clean pairs, those of DETECTION if a run has them.
     """
     found, _ = groups(runs)
     found = sorted(found, key=lambda group: place_of(group.key))
     detects = any(detected(group) for group in found)
     controlled = controls(found)
-    rows = [wide_row(group) | controlled.values[id(group)] | (detection_row(group) if detects else {}) for group in found]
-    return pd.DataFrame(rows, columns=[*WIDE, *controlled.shown, *(DETECTION if detects else ())])
+    rows = [wide_row(group) | controlled.values[id(group)] | {CLEAN: clean_pairs(group)} | (detection_row(group) if detects else {}) for group in found]
+    return pd.DataFrame(rows, columns=[*WIDE, *controlled.shown, *([CLEAN] if uses_clean_pairs(found) else ()), *(DETECTION if detects else ())])
+
+
+def uses_clean_pairs(found: Sequence[Group]) -> bool:
+    """Whether a run of these groups used clean pairs."""
+    return any(run.record.get(CLEAN) for group in found for run in group.runs)
+
+
+def clean_pairs(group: Group) -> float | None:
+    """Clean pairs that a defense used, mean over runs; None if a record does not tell."""
+    return mean_of([run.record.get(CLEAN) for run in group.runs])
 
 
 def wide_row(group: Group) -> dict[str, Any]:
@@ -70,6 +85,8 @@ def wide_row(group: Group) -> dict[str, Any]:
         "train_seconds": mean_of(seconds),
         "beside_seconds": mean_of([run.cost.get("beside_seconds") for run in runs]),
         "pairs_per_second": mean_of(rates) if rates else None,
+        "pairs_trained": mean_of([run.cost.get("pairs_trained") for run in runs]),
+        "n_models_trained": mean_of([run.cost.get("n_models_trained") for run in runs]),
     }
 
 
@@ -82,9 +99,9 @@ def detection_row(group: Group) -> dict[str, Any]:
     """The columns of DETECTION: of the first score that the defense handed in, and of the rows that it dropped."""
     scored = group.runs[0].values("auroc")
     score = str(scored[0]["of"]) if scored else None
-    dropped = {name: mean_of([_value(run, name, "filter") for run in group.runs]) for name in ("n_dropped", "recall_dropped", "n_poison_kept", "clean_lost")}
-    of_score = {name: mean_of([_value(run, name, score) for run in group.runs]) for name in ("auroc", "average_precision", "fpr_at_tpr_0.95", "f1_own")}
-    return {"score": score, **of_score, **dropped, "clean_pairs_used": mean_of([run.record.get("clean_pairs_used") for run in group.runs])}
+    dropped = {name: mean_of([_value(run, name, "filter") for run in group.runs]) for name in _OF_FILTER}
+    of_score = {name: mean_of([_value(run, name, score) for run in group.runs]) for name in _OF_SCORE}
+    return {"score": score, **of_score, **dropped}
 
 
 def _value(run: Run, metric: str, of: str | None) -> float | None:
