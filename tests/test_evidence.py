@@ -12,6 +12,8 @@ from test_report import run
 from benchmark.errors import BenchError
 from benchmark.evaluate.bootstrap import two_way
 from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
+from benchmark.evaluate.recompute import recomputed
+from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import COLUMNS, against, compare
 from benchmark.report.difference import differing, find_run
 from benchmark.report.planner import planned
@@ -155,7 +157,7 @@ def narrower(record):
 
 
 def an_auroc(record):
-    record["metrics"].append({"name": "auroc", "of": "score", "value": 0.9, "n": 100, "units": "pairs", "low": 0.7, "high": 0.97, "card": ""})
+    record["metrics"].append({"name": "auroc", "of": "score", "value": 0.9, "n": 10_000, "units": "pairs", "low": 0.7, "high": 0.97, "card": ""})
 
 
 def test_intervals_that_are_not_wilsons_are_left_to_themselves(table):
@@ -171,9 +173,50 @@ def other_card(record):
     next(iter(record["cards"].values()))["n_test"] = 5
 
 
+def of(record, name):
+    return next(entry for entry in record["metrics"] if entry["name"] == name)
+
+
+def over_more(record):
+    """Ten times the queries, with the interval that they would have."""
+    entry = of(record, "asr")
+    entry["n"] *= 10
+    entry["low"], entry["high"] = wilson(entry["value"] * entry["n"], entry["n"])
+
+
+def of_other_units(record):
+    of(record, "asr")["units"] = "targets"
+
+
+def without_floor(record):
+    record["metrics"].remove(of(record, "asr_floor"))
+
+
+def fewer_poisons(record):
+    record["poison"]["n_poison"] -= 3
+
+
+def fewer_poisons_at_a_fitting_rate(record):
+    an_auroc(record)
+    record["metrics"].append({"name": "base_rate", "of": "score", "value": 0.001, "n": 10_000, "units": "pairs", "low": None, "high": None, "card": ""})
+    record["poison"] |= {"n_poison": 7, "poison_rate": 0.0007}
+
+
+def an_auroc_outside_its_interval(record):
+    an_auroc(record)
+    of(record, "auroc")["low"] = 0.95
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
+        (over_more, "asr/backdoor is over 9360 queries in the record and over 936 queries by the saved predictions"),
+        (of_other_units, "asr/backdoor is over 936 targets in the record and over 936 queries"),
+        (without_floor, "asr_floor/backdoor is missing in the record and 0."),
+        (without_floor, "at the last epoch of the curve and not among the metrics"),
+        (fewer_poisons, "poison.n_poison is 7 of 10000 pairs, and poison.poison_rate 0.001 makes it 10"),
+        (fewer_poisons_at_a_fitting_rate, "base_rate/score is 0.001 of 10000 pairs, and poison.n_poison is 7"),
+        (an_auroc_outside_its_interval, "auroc/score is 0.9 and has the interval [0.95, 0.97], which does not contain it"),
         (worse, "asr/backdoor is"),
         (narrower, "asr/backdoor has the interval"),
         (other_settings, "is not that of the folder and of the settings"),
@@ -183,6 +226,23 @@ def other_card(record):
 def test_an_edited_record_is_found(table, change, line):
     name = edited(table, change)
     assert any(problem.startswith(f"{name}: ") and line in problem for problem in verify(table).problems)
+
+
+def test_scores_of_whole_predictions_are_compared_as_they_are_and_values_that_rounding_blurs_count_as_not_told():
+    apart = np.linspace(1.0, 1.0001, 40)
+    attacked, clean = pd.Series(apart[20:]), pd.Series(apart[:20])
+    attack = pd.DataFrame({"counted": [True] * 20})
+    tables = {
+        "attack-x": attack,
+        "queries-attack-x": pd.DataFrame({"query_id": range(20), "score": attacked, "rejected": False, "reached_goal": True}),
+        "queries-objects": pd.DataFrame({"query_id": range(20), "score": clean, "rejected": False}),
+    }
+    metrics = [{"name": "query_auroc", "of": "x", "card": "c"}]
+    cards = {"c": {"eval_set": "objects", "queries": "triggered", "negatives": "the same queries without the trigger"}}
+    whole = recomputed(tables, cards, metrics, rounded=False)[("query_auroc", "x")]
+    assert (whole.value, whole.n) == (1.0, 40) and whole.tolerance < 1e-6
+    blurred = recomputed(tables, cards, metrics)
+    assert ("query_auroc", "x") not in blurred and ("query_tpr_own", "x") in blurred
 
 
 def test_a_damaged_run_and_an_edited_table_are_found(table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,43 +14,49 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from benchmark.evaluate.predictions import PRECISION
 
 _FLOAT = 1e-6  # means that were taken in float32
+_UNTOLD = 0.05  # a value that rounding can move by more is not told by the predictions
 
 
 @dataclass(frozen=True)
 class Recomputed:
-    """A value, and how far the recorded one may lie from it."""
+    """A value, how far the recorded one may lie from it, and over how many of what it is; n is None where the tables do not tell."""
 
     value: float
     tolerance: float = 1e-9
+    n: int | None = None
+    units: str = "queries"
 
 
-def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], metrics: list[dict[str, Any]]) -> dict[tuple[str, str], Recomputed]:
+def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], metrics: list[dict[str, Any]], rounded: bool = True) -> dict[tuple[str, str], Recomputed]:
     """Values by metric and evaluation set or probe; those that no saved prediction tells are not among them.
+
+    A whole record has all of them.
 
     Args:
         tables: as `read_predictions` gives them.
         cards: of the record, by hash; a probe's card names its evaluation set and whether it counts targets.
         metrics: of the record, for the cards they refer to.
+        rounded: whether floats of the tables are those of the slim form.
     """
     found: dict[tuple[str, str], Recomputed] = {}
     for name, table in tables.items():
         kind, _, of = name.partition("-")
         if kind == "zero_shot":
-            values = _zero_shot(table)
+            values = _zero_shot(table, _n_classes(of, cards))
         elif kind == "linear_probe":
             values = _linear_probe(table)
         elif kind == "attack" and "rank_goal" in table:
             of_probe = [one for one in metrics if one["of"] == of]
             card: Mapping[str, Any] = next((cards[one["card"]] for one in of_probe if one["card"] in cards), {})
             if card.get("control"):
-                values = {card["control"]: _share(table[table["counted"]]["rank_goal"], 1)}
+                values = {card["control"]: _share(table[table["counted"]]["rank_goal"], 1, "targets" if card.get("queries") == "targets" else "queries")}
             elif "floor" in table:
                 values = _retrieval(table, card)
             else:
-                values = _attack(table, tables.get(f"zero_shot-{card.get('eval_set')}"), card)
+                values = _attack(table, tables.get(f"zero_shot-{card.get('eval_set')}"), card, rounded)
         elif kind == "queries":
             probe = of.removeprefix("attack-")
-            values = _clean_queries(table) if probe == of else _attacked_queries(table, tables, _card_of("query_auroc", probe, metrics, cards), tables.get(of))
+            values = _clean_queries(table) if probe == of else _attacked_queries(table, tables, _card_of("query_auroc", probe, metrics, cards), tables.get(of), rounded)
             of = probe
         elif kind == "certified":
             found |= _certified(of, table, tables.get(f"attack-{of}"), metrics)
@@ -61,51 +67,64 @@ def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], met
     return found
 
 
-def _zero_shot(table: pd.DataFrame) -> dict[str, Recomputed]:
-    first = table["rank_true"] <= 1
+def _n_classes(of: str, cards: Mapping[str, Any]) -> int:
+    """How many classes an evaluation set has; 0 if no card tells."""
+    return next((int(card["n_classes"]) for card in cards.values() if card.get("eval_set") == of and "n_classes" in card), 0)
+
+
+def _zero_shot(table: pd.DataFrame, n_classes: int) -> dict[str, Recomputed]:
+    first, n = table["rank_true"] <= 1, len(table)
+    fifth = {"zero_shot_acc5": Recomputed(float((table["rank_true"] <= 5).mean()), n=n)} if n_classes > 5 else {}
     return {
-        "zero_shot_acc1": Recomputed(float(first.mean())),
-        "zero_shot_acc5": Recomputed(float((table["rank_true"] <= 5).mean())),
-        "zero_shot_mean_per_class_recall": Recomputed(float(first.groupby(table["true"]).mean().mean()), _FLOAT),
+        "zero_shot_acc1": Recomputed(float(first.mean()), n=n),
+        **fifth,
+        "zero_shot_mean_per_class_recall": Recomputed(float(first.groupby(table["true"]).mean().mean()), _FLOAT, n),
     }
 
 
 def _linear_probe(table: pd.DataFrame) -> dict[str, Recomputed]:
-    correct = table["pred"] == table["true"]
+    correct, n = table["pred"] == table["true"], len(table)
     return {
-        "linear_probe_acc1": Recomputed(float(correct.mean())),
-        "linear_probe_mean_per_class_recall": Recomputed(float(correct.groupby(table["true"]).mean().mean()), _FLOAT),
+        "linear_probe_acc1": Recomputed(float(correct.mean()), n=n),
+        "linear_probe_mean_per_class_recall": Recomputed(float(correct.groupby(table["true"]).mean().mean()), _FLOAT, n),
     }
 
 
-def _attack(table: pd.DataFrame, plain: pd.DataFrame | None, card: Mapping[str, Any]) -> dict[str, Recomputed]:
+def _attack(table: pd.DataFrame, plain: pd.DataFrame | None, card: Mapping[str, Any], rounded: bool) -> dict[str, Recomputed]:
+    targets = card.get("queries") == "targets"
+    units = "targets" if targets else "queries"
     counted = table[table["counted"]]
     known = counted[counted["true"] >= 0]
-    values = {"asr": _share(counted["rank_goal"], 1)}
-    values |= {f"asr_top{k}": _share(counted["rank_goal"], k) for k in card.get("ks", ()) if k > 1}
+    values = {"asr": _share(counted["rank_goal"], 1, units)}
+    values |= {f"asr_top{k}": _share(counted["rank_goal"], k, units) for k in card.get("ks", ()) if k > 1}
     if len(known):
-        values["triggered_acc1"] = _share(known["rank_true"], 1)
+        values["triggered_acc1"] = _share(known["rank_true"], 1, units)
     if len(counted):
-        values["goal_rank_median"] = Recomputed(float(np.quantile(counted["rank_goal"], 0.5)), _FLOAT)
-        values["goal_rank_mean"] = Recomputed(float(counted["rank_goal"].mean()), 1e-5 * max(1.0, float(counted["rank_goal"].mean())))
-        margins = counted["margin"].to_numpy(np.float64)
-        values["goal_margin_mean"] = Recomputed(float(margins.mean()), PRECISION * float(np.abs(margins).mean()) + _FLOAT)
-    if card.get("queries") == "targets":
+        ranks, margins = counted["rank_goal"], counted["margin"].to_numpy(np.float64)
+        off = (PRECISION if rounded else _FLOAT) * float(np.abs(margins).mean()) + _FLOAT
+        means = {
+            "goal_rank_median": Recomputed(float(np.quantile(ranks, 0.5)), _FLOAT),
+            "goal_rank_mean": Recomputed(float(ranks.mean()), 1e-5 * max(1.0, float(ranks.mean()))),
+            "goal_margin_mean": Recomputed(float(margins.mean()), off),
+        }
+        values |= {name: replace(one, n=len(counted), units=units) for name, one in means.items()}
+    if targets:
         if plain is not None:
-            values["asr_floor"] = Recomputed(_taken_for(plain, table["goal"]), _FLOAT)
+            values["asr_floor"] = Recomputed(_taken_for(plain, table["goal"]), _FLOAT, len(plain))
         return values
     values["asr_floor"] = _share(counted["rank_goal_untriggered"], 1)
     values["asr_all"] = _share(table["rank_goal"], 1)
     if plain is not None and list(plain["query_id"]) == list(table["query_id"]):
-        values["untriggered_acc1"] = Recomputed(float((plain["rank_true"][known.index] <= 1).mean()))
+        values["untriggered_acc1"] = Recomputed(float((plain["rank_true"][known.index] <= 1).mean()), n=len(known))
     if "pred_linear_probe" in table:
-        values["linear_probe_asr"] = Recomputed(float((counted["pred_linear_probe"] == counted["goal"]).mean()))
+        values["linear_probe_asr"] = Recomputed(float((counted["pred_linear_probe"] == counted["goal"]).mean()), n=len(counted))
     return values
 
 
 def _retrieval(table: pd.DataFrame, card: Mapping[str, Any]) -> dict[str, Recomputed]:
     asked, other = (table[table["counted"] & (table["floor"] == floor)]["rank_goal"] for floor in (False, True))
-    values = {"goal_rank_median": Recomputed(float(np.quantile(asked, 0.5)), _FLOAT), "goal_rank_mean": Recomputed(float(asked.mean()), 1e-5 * float(asked.mean()))}
+    n = len(asked)
+    values = {"goal_rank_median": Recomputed(float(np.quantile(asked, 0.5)), _FLOAT, n), "goal_rank_mean": Recomputed(float(asked.mean()), 1e-5 * float(asked.mean()), n)}
     for k in card.get("ks", (1,)):
         suffix = f"_top{k}" if k > 1 else ""
         values |= {f"asr{suffix}": _share(asked, k), f"asr_floor{suffix}": _share(other, k)}
@@ -117,10 +136,10 @@ def _card_of(metric: str, of: str, metrics: list[dict[str, Any]], cards: Mapping
 
 
 def _clean_queries(table: pd.DataFrame) -> dict[str, Recomputed]:
-    return {"query_clean_rejected": Recomputed(float(table["rejected"].mean()))}
+    return {"query_clean_rejected": Recomputed(float(table["rejected"].mean()), n=len(table))}
 
 
-def _attacked_queries(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], card: Mapping[str, Any], attack: pd.DataFrame | None) -> dict[str, Recomputed]:
+def _attacked_queries(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], card: Mapping[str, Any], attack: pd.DataFrame | None, rounded: bool) -> dict[str, Recomputed]:
     """What a query detector's saved scores and verdicts give; without those of the clean queries, only what needs none."""
     if attack is None:
         return {}
@@ -128,21 +147,22 @@ def _attacked_queries(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], c
     seen = table[counted]
     rejected = seen["rejected"].to_numpy(bool)
     passed = seen["reached_goal"].to_numpy(bool) & ~rejected
-    values = {"query_tpr_own": Recomputed(float(rejected.mean())), "asr_after_rejection": Recomputed(float(passed.mean()))}
+    units = "targets" if card.get("queries") == "targets" else "queries"
+    values = {name: Recomputed(float(hits.mean()), n=len(seen), units=units) for name, hits in (("query_tpr_own", rejected), ("asr_after_rejection", passed))}
     clean = tables.get(f"queries-{card.get('eval_set')}")
     if clean is not None and card.get("negatives") != "test images":
         clean = clean[counted] if list(clean["query_id"]) == list(table["query_id"]) else None
     if clean is None:
         return values
     alarms, n = int(clean["rejected"].sum()), len(seen) + len(clean)
-    values["query_fpr_own"] = Recomputed(alarms / len(clean))
-    values["query_base_rate"] = Recomputed(len(seen) / n)
-    values["query_f1_own"] = Recomputed(2 * int(rejected.sum()) / (len(seen) + int(rejected.sum()) + alarms))
-    return values | _ranked(seen["score"].to_numpy(np.float64), clean["score"].to_numpy(np.float64))
+    values["query_fpr_own"] = Recomputed(alarms / len(clean), n=len(clean))
+    values["query_base_rate"] = Recomputed(len(seen) / n, n=n)
+    values["query_f1_own"] = Recomputed(2 * int(rejected.sum()) / (len(seen) + int(rejected.sum()) + alarms), n=n)
+    return values | _ranked(seen["score"].to_numpy(np.float64), clean["score"].to_numpy(np.float64), rounded)
 
 
-def _ranked(attacked: NDArray[np.float64], clean: NDArray[np.float64]) -> dict[str, Recomputed]:
-    """Values of the order of scores, with what rounding of the saved scores can do to it.
+def _ranked(attacked: NDArray[np.float64], clean: NDArray[np.float64], rounded: bool) -> dict[str, Recomputed]:
+    """Values of the order of scores, with what rounding of the saved scores, where they are, can do to it. What it can do too much to is left out.
 
     That is no more than moving all of one kind up and all of the other down; and attacked queries that rounding made equal, which
     raises the average precision, may have been apart.
@@ -156,11 +176,12 @@ def _ranked(attacked: NDArray[np.float64], clean: NDArray[np.float64]) -> dict[s
         at_95 = rejected[int(np.argmax(caught * len(attacked) >= np.ceil(0.95 * len(attacked)) - 0.5))]
         return np.array([roc_auc_score(positive, scores), average_precision_score(positive, scores), at_95])
 
-    shift = 1.01 * PRECISION
-    middle = of(0)
-    reach = np.maximum(np.abs(of(shift) - middle), np.abs(of(-shift, apart) - middle))
+    middle, shift = of(0), 1.01 * PRECISION
+    reach = np.maximum(np.abs(of(shift) - middle), np.abs(of(-shift, apart) - middle)) if rounded else np.zeros(3)
+    n = len(attacked) + len(clean), len(attacked) + len(clean), len(clean)
     names = ("query_auroc", "query_average_precision", "query_fpr_at_tpr_0.95")
-    return {name: Recomputed(float(value), float(tolerance) + 1e-9) for name, value, tolerance in zip(names, middle, reach, strict=True)}
+    found = zip(names, middle, reach, n, strict=True)
+    return {name: Recomputed(float(value), float(tolerance) + 1e-9, over) for name, value, tolerance, over in found if tolerance <= _UNTOLD}
 
 
 def _certified(of: str, table: pd.DataFrame, attack: pd.DataFrame | None, metrics: list[dict[str, Any]]) -> dict[tuple[str, str], Recomputed]:
@@ -171,26 +192,26 @@ def _certified(of: str, table: pd.DataFrame, attack: pd.DataFrame | None, metric
         name = column.removeprefix("radius_")
         radius, predicted = chosen[column], chosen[f"pred_{name}"]
         correct = (predicted == chosen["true"]) & (radius >= 0)
-        values = {"certified_abstained": float((radius < 0).mean())}
-        values |= {
-            metric: float(radius[those].median()) for metric, those in (("certified_radius_median", radius >= 0), ("certified_radius_median_correct", correct)) if those.any()
-        }
+        n = len(chosen)
+        values = {"certified_abstained": Recomputed(float((radius < 0).mean()), n=n)}
+        medians = (("certified_radius_median", radius >= 0), ("certified_radius_median_correct", correct))
+        values |= {metric: Recomputed(float(radius[those].median()), n=int(those.sum())) for metric, those in medians if those.any()}
         shares = {"certified_acc_": correct}
         if attack is not None:
             goal = attack["goal"][chosen.index]
-            values["certified_asr"] = float(((predicted == goal) & (radius >= 0)).mean())
+            values["certified_asr"] = Recomputed(float(((predicted == goal) & (radius >= 0)).mean()), n=n)
             shares["certified_not_goal_"] = (predicted != goal) & (radius >= 0)
         for metric in [one["name"] for one in metrics if one["of"] == f"{of}:{name}"]:
             prefix = next((prefix for prefix in shares if metric.startswith(prefix)), None)
             if prefix is not None:
-                values[metric] = float((shares[prefix] & (radius >= int(metric.removeprefix(prefix)))).mean())
-        found |= {(metric, f"{of}:{name}"): Recomputed(value) for metric, value in values.items()}
+                values[metric] = Recomputed(float((shares[prefix] & (radius >= int(metric.removeprefix(prefix)))).mean()), n=n)
+        found |= {(metric, f"{of}:{name}"): value for metric, value in values.items()}
     return found
 
 
-def _share(ranks: pd.Series, k: int) -> Recomputed:
+def _share(ranks: pd.Series, k: int, units: str = "queries") -> Recomputed:
     """The share of ranks that are at most k."""
-    return Recomputed(float((ranks <= k).mean()))
+    return Recomputed(float((ranks <= k).mean()), n=len(ranks), units=units)
 
 
 def _taken_for(plain: pd.DataFrame, goals: pd.Series) -> float:

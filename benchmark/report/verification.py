@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchError
-from benchmark.evaluate.predictions import read_predictions
+from benchmark.evaluate.predictions import SLIM, read_predictions
 from benchmark.evaluate.recompute import recomputed
 from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import against
@@ -21,6 +21,10 @@ from benchmark.settings import digest
 from benchmark.stages import damage
 
 _SHOWN = 5
+# Metrics of training pairs whose n is the number of poisoned rows, or of all rows; and what both the curve and the metrics hold.
+_OVER_POISON = ("precision_at_n", "recall_at_", "tpr_at_fpr_", "tpr_own", "n_poison_kept", "recall_dropped")
+_OVER_PAIRS = ("auroc", "average_precision", "base_rate", "precision_at_tpr_0.95", "f1_own", "flagged_share", "n_kept", "n_dropped")
+_IN_BOTH = ("zero_shot_acc1/", "asr/", "asr_floor/", "triggered_acc1/")
 _RATES = ("asr", "triggered_acc1", "zero_shot_acc1", "zero_shot_acc5", "linear_probe_acc1", "linear_probe_asr")
 
 
@@ -96,7 +100,7 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
         tables = read_predictions(run.folder)
     except (BenchError, OSError, ValueError) as error:
         return [*problems, str(error)], 0, [entry["name"] for entry in record["metrics"]]
-    known = recomputed(tables, record["cards"], record["metrics"])
+    known = recomputed(tables, record["cards"], record["metrics"], rounded=(run.folder / SLIM).is_file())
     n_done, missing = 0, []
     for entry in record["metrics"]:
         name = f"{entry['name']}/{entry['of']}"
@@ -112,7 +116,27 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
             problems.append(f"{name} has no value in the record and {again.value:.6g} by the saved predictions")
         elif abs(again.value - entry["value"]) > again.tolerance:
             problems.append(f"{name} is {entry['value']:.6g} in the record and {again.value:.6g} by the saved predictions")
-    return problems + _curve_problems(record), n_done, missing
+        if again.n is not None and (again.n, again.units) != (entry["n"], entry["units"]):
+            problems.append(f"{name} is over {entry['n']} {entry['units']} in the record and over {again.n} {again.units} by the saved predictions")
+    recorded = {(entry["name"], entry["of"]) for entry in record["metrics"]}
+    problems += [f"{name}/{of} is missing in the record and {again.value:.6g} by the saved predictions" for (name, of), again in known.items() if (name, of) not in recorded]
+    return problems + _curve_problems(record) + _poison_problems(record), n_done, missing
+
+
+def _poison_problems(record: dict[str, Any]) -> list[str]:
+    """Where the number of poisoned rows is another than the poison rate and the metrics of scores and filters say."""
+    n_poison, n_pairs = record["poison"]["n_poison"], record["data"].get("n_pairs")
+    problems = []
+    rate = record["poison"].get("poison_rate")
+    if rate is not None and n_pairs and record["poison"].get("edit_mode") in ("append", "replace") and round(rate * n_pairs) != n_poison:
+        problems.append(f"poison.n_poison is {n_poison} of {n_pairs} pairs, and poison.poison_rate {rate:.6g} makes it {rate * n_pairs:.6g}")
+    for entry in record["metrics"]:
+        expected = n_poison if entry["name"].startswith(_OVER_POISON) else n_pairs if entry["name"] in _OVER_PAIRS else None
+        if entry["units"] == "pairs" and expected is not None and entry["n"] != expected:
+            problems.append(f"{entry['name']}/{entry['of']} is over {entry['n']} pairs, and poison and data of the record make it {expected}")
+        if entry["name"] == "base_rate" and entry["value"] is not None and round(entry["value"] * entry["n"]) != n_poison:
+            problems.append(f"base_rate/{entry['of']} is {entry['value']:.6g} of {entry['n']} pairs, and poison.n_poison is {n_poison}")
+    return problems
 
 
 def _curve_problems(record: dict[str, Any]) -> list[str]:
@@ -121,7 +145,9 @@ def _curve_problems(record: dict[str, Any]) -> list[str]:
         return []
     last = record["curve"][-1].get("metrics", {})
     pairs = [(f"{entry['name']}/{entry['of']}", entry["value"]) for entry in record["metrics"]]
-    return [
+    names = {name for name, _ in pairs}
+    lost = [f"{name} is {value} at the last epoch of the curve and not among the metrics" for name, value in last.items() if name.startswith(_IN_BOTH) and name not in names]
+    return lost + [
         f"{name} is {last[name]} at the last epoch of the curve and {value} among the metrics"
         for name, value in pairs
         if name in last and ((last[name] is None) != (value is None) or (value is not None and abs(last[name] - value) > 1e-6))
@@ -134,7 +160,9 @@ def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["low"] is None and (entry["name"] in _RATES or entry["name"].startswith("asr_top")):
         return [f"{name} has no interval, and is a rate over {entry['n']} {entry['units']}"]
     if not kind_of_interval(entry).startswith("Wilson"):
-        return []
+        # A bootstrap cannot be made again without the scores of all rows, which are not kept; but it contains its value.
+        outside = entry["low"] is not None and not -1e-9 <= entry["low"] <= entry["value"] + 1e-9 <= entry["high"] + 2e-9 <= 1 + 4e-9
+        return [f"{name} is {entry['value']:.6g} and has the interval [{entry['low']:.4g}, {entry['high']:.4g}], which does not contain it"] if outside else []
     low, high = wilson(entry["value"] * entry["n"], entry["n"])
     if max(abs(low - entry["low"]), abs(high - entry["high"])) <= 1e-9:
         return []
