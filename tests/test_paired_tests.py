@@ -96,5 +96,22 @@ def test_the_detectable_difference_is_found_in_four_of_five_simulated_plans():
     draws = rng.normal(difference, 0.2, (20_000, 5))
     assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
     assert planning.runs_to_detect(0.2, difference + 1e-6) == 5
+
+
+def test_from_six_runs_on_the_plan_is_for_the_sign_flip_test_that_the_report_uses():
+    # Six runs reach p < .05 only if all differences have one sign: norm.cdf(x) ** 6 = .8, the other side being nil.
+    assert planning.detectable(1.0, 6) == pytest.approx(stats.norm.ppf(0.8 ** (1 / 6)), abs=0.02)
+    rng = np.random.default_rng(1)
+    for runs in (7, 9):
+        draws = rng.normal(planning.detectable(0.2, runs), 0.2, (1500, runs))
+        assert np.mean([sign_flip(one) < 0.05 for one in draws]) == pytest.approx(0.8, abs=0.035)
+    assert planning.detectable(1.0, 5) < planning.detectable(1.0, 6), "five by t find more than six by signs"
+    found = [planning.detectable(1.0, runs) for runs in range(6, 16)]
+    assert found == sorted(found, reverse=True)
+    assert planning.runs_to_detect(1.0, planning.detectable(1.0, 7)) == 7
+    assert planning.runs_to_detect(1.0, planning.detectable(1.0, 6)) == 5
+
+
+def test_differences_and_rates_that_no_plan_finds():
     assert planning.runs_to_detect(10.0, 0.001) is None and planning.runs_for_half_width(10.0, 0.001) is None
     assert planning.detectable_rate(0.05, 16) is None

@@ -87,8 +87,13 @@ def _of_runs(runs: int, spread: Spread | None) -> list[str]:
     return [
         *lines,
         f"{runs} runs, spread {_points(spread.of_runs)} points ({spread.source}): the interval is +-{_points(spread.of_runs * planning.factor_of_runs(runs))} points",
-        f"a difference between two defenses on the same poison is found in 4 of 5 cases from {_points(planning.detectable(spread.of_differences, runs))} points on (paired t, spread of differences {_points(spread.of_differences)} points; Holm's correction for several comparisons asks for more)",
+        f"a difference between two defenses on the same poison is found in 4 of 5 cases from {_points(planning.detectable(spread.of_differences, runs))} points on ({_test(runs)}, spread of differences {_points(spread.of_differences)} points; Holm's correction for several comparisons asks for more)",
     ]
+
+
+def _test(runs: int) -> str:
+    """The test that the report would use."""
+    return "exact sign flips" if runs >= EXACT_RUNS else "paired t"
 
 
 def _of_rates(rates: tuple[float, float], spread: Spread | None) -> list[str]:
@@ -101,7 +106,7 @@ def _of_rates(rates: tuple[float, float], spread: Spread | None) -> list[str]:
     )
     if spread is not None:
         runs = planning.runs_to_detect(spread.of_differences, gap)
-        lines.append(f"the same over runs: {runs} runs" if runs else "the same over runs: more than 200 runs")
+        lines.append(f"the same over runs: {runs} runs ({_test(runs)})" if runs else "the same over runs: more than 200 runs")
     return lines
 
 
