@@ -100,6 +100,13 @@ def test_targets_are_shown_with_what_the_model_said(page):
     assert "80 of 80 targets were read as the class the attack wants, over 5 runs." in cell
 
 
+def test_a_cell_of_five_runs_of_targets_shows_the_two_way_bootstrap_and_others_do_not(page):
+    facts = page.partition("targeted × roclip+aug</h2>")[2].partition("</ul>")[0]
+    assert re.search(r"ASR over runs and targets<b>\[\d+\.\d, \d+\.\d\]</b><small>targeted: two-way bootstrap, 5 runs with 16 units each", facts)
+    for other in ("targeted × roclip</h2>", "backdoor × clip</h2>"):
+        assert "over runs and targets" not in page.partition(other)[2].partition("</ul>")[0]
+
+
 def test_queries_of_a_backdoor_are_counted_by_true_class(page):
     cell = page.partition("backdoor × clip</h2>")[2].partition("</article>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", cell.partition("<tbody>")[2].partition("</table>")[0])

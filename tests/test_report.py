@@ -7,16 +7,19 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from benchmark.errors import BenchError
+from benchmark.evaluate.predictions import SLIM, write_slim
 from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
 from benchmark.report.tables import KEY, groups, long_table, per_run, summaries, to_csv
+from benchmark.report.targets import over_runs_and_targets
 from benchmark.report.terminal import print_outcomes
 from benchmark.report.wide import DETECTION, WIDE, wide_table
 
@@ -237,6 +240,30 @@ def test_the_long_table_has_every_set_and_every_epoch():
     assert set(table[table.metric == "zero_shot_acc1"].of) == {"objects", "colours"}
     assert len(table[table.metric == "curve_asr"]) == 4
     assert set(table[table.metric == "curve_asr"].phase) == {"clip", "match"}
+
+
+def test_a_row_of_five_runs_of_targets_has_a_two_way_bootstrap_in_the_long_table(tmp_path):
+    runs = []
+    for seed, n_hits in enumerate((12, 9, 16, 11, 12)):
+        one = run(seed, n_hits / 16, attack="targeted")
+        for entry in one.record["metrics"]:
+            entry["units"] = "targets"
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        ids = [f"{seed}x{number}" for number in range(16)]
+        write_slim({"attack-backdoor": pd.DataFrame({"query_id": ids, "counted": True, "rank_goal": [1] * n_hits + [5] * (16 - n_hits)})}, folder / SLIM)
+        runs.append(Run(one.record, one.cost, folder))
+    table = long_table(runs)
+    (both,) = table[table.metric == "asr_two_way"].to_dict("records")
+    assert both["value"] == 0.75 and both["run_id"] == "" and both["interval"] == "two-way bootstrap, 5 runs with 16 units each"
+    assert 0.55 < both["low"] < 0.68 and 0.82 < both["high"] < 0.95
+    assert set(table[table.metric == "asr"].seed) == set(range(5))
+    assert next(row for row in csv.DictReader(io.StringIO(to_csv(table))) if row["metric"] == "asr_two_way")["seed"] == ""
+    assert "asr_two_way" not in set(long_table(runs[:4]).metric), "four runs are too few"
+    shared = [Run(one.record, one.cost, runs[0].folder) for one in runs]
+    assert "16 units in common" in over_runs_and_targets(shared)["backdoor"].kind
+    (runs[0].folder / SLIM).unlink()
+    assert over_runs_and_targets(runs) == {}, "a run without predictions"
 
 
 def test_paired_differences_use_the_seeds_that_both_have():

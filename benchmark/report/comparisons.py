@@ -11,11 +11,11 @@ import pandas as pd
 
 from benchmark.errors import BenchError
 from benchmark.evaluate.paired_tests import Verdict, holm, mcnemar, over_pairs
-from benchmark.evaluate.predictions import read_predictions
 from benchmark.evaluate.statistics import paired_difference
 from benchmark.report.controls import without_controls
 from benchmark.report.records import Run
 from benchmark.report.tables import groups, per_run
+from benchmark.report.targets import hits
 
 METRICS = ("asr", "hit_at_1", "zero_shot_acc1", "linear_probe_acc1")
 COLUMNS = ("attack", "defense", "reference", "scale", "dataset", "model", "metric", "difference", "low", "high", "n_runs", "test", "p", "p_holm")
@@ -138,26 +138,15 @@ def _card_difference(left: Run, right: Run, name: str, first: str | None, second
 
 def _over_targets(left: Run, right: Run, metric: str) -> Verdict | None:
     """McNemar's test over the targets of one run of each, where the saved predictions have them."""
-    if metric != "asr" or not left.folder.parts or any(entry["units"] != "targets" for entry in left.values(metric)):
+    if metric != "asr" or any(entry["units"] != "targets" for entry in left.values(metric)):
         return None
-    hits: list[dict[str, bool]] = [_hits(run) for run in (left, right)]
-    shared = sorted(hits[0].keys() & hits[1].keys())
+    first, second = ({f"{probe}/{query}": hit for probe, found in hits(run).items() for query, hit in found.items()} for run in (left, right))
+    shared = sorted(first.keys() & second.keys())
     if not shared:
         return None
-    only_left = sum(hits[0][name] and not hits[1][name] for name in shared)
-    only_right = sum(hits[1][name] and not hits[0][name] for name in shared)
+    only_left = sum(first[name] and not second[name] for name in shared)
+    only_right = sum(second[name] and not first[name] for name in shared)
     return Verdict(mcnemar(only_left, only_right), f"McNemar over {len(shared)} targets of one run, {only_left} and {only_right} discordant")
-
-
-def _hits(run: Run) -> dict[str, bool]:
-    """Success by query; controls and the queries of a retrieval's floor are none."""
-    found: dict[str, bool] = {}
-    probes = {f"attack-{entry['of']}" for entry in run.values("asr")}
-    for name, table in read_predictions(run.folder).items():
-        if name in probes and "rank_goal" in table:
-            counted = table[table["counted"] & ~table["floor"]] if "floor" in table else table[table["counted"]]
-            found |= {f"{name}/{query}": bool(rank <= 1) for query, rank in zip(counted["query_id"], counted["rank_goal"], strict=True)}
-    return found
 
 
 def _corrected(found: Sequence[Comparison]) -> list[Comparison]:

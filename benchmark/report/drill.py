@@ -25,6 +25,7 @@ from benchmark.report.markdown import percent
 from benchmark.report.records import Run
 from benchmark.report.series import Spent, charts, spent
 from benchmark.report.tables import Group, interval_of, interval_of_entry, mean_of, per_run
+from benchmark.report.targets import over_runs_and_targets
 from benchmark.settings import digest
 
 MOST_ROWS = 64
@@ -140,6 +141,8 @@ def _facts(group: Group, controlled: Controlled) -> list[tuple[str, str, str]]:
             entries = group.runs[0].values(metric)
             units = f"n={entries[0]['n']} {entries[0]['units']} a run" if len(entries) == 1 else f"{len(entries)} sets or probes"
             found.append((name, percent(value), f"{note} {interval.kind}; {units}" if interval.kind != "missing" else units))
+        if metric == "asr":
+            found += [("ASR over runs and targets", bracket(one.low, one.high), f"{probe}: {one.kind}") for probe, one in over_runs_and_targets(group.runs).items()]
         if metric == "asr_floor":
             found += _control_facts(group, controlled)
     took, pairs = spent(group), mean_of([run.pairs for run in group.runs])

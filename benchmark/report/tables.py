@@ -13,6 +13,7 @@ import pandas as pd
 
 from benchmark.evaluate.statistics import Interval, over_runs
 from benchmark.report.records import Run
+from benchmark.report.targets import over_runs_and_targets
 
 KEY = ("attack", "defense", "scale", "dataset", "model")
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
@@ -27,8 +28,12 @@ class Group:
 
 
 def long_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and metric: the last epoch's metrics, then what the other epochs say."""
-    rows = []
+    """One row per run and metric: the last epoch's metrics, then what the other epochs say.
+
+    Then, for each row of the wide table with enough runs and targets, `asr_two_way`: the mean over runs and its interval over runs
+    and targets, without a run id and a seed.
+    """
+    rows: list[dict[str, Any]] = []
     for run in runs:
         record = run.record
         base = {name: run.label(name) for name in KEY} | {"run_id": record["run_id"], "seed": run.seed, "status": record["status"], "reason": ""}
@@ -107,7 +112,38 @@ def long_table(runs: Sequence[Run]) -> pd.DataFrame:
                 }
                 | _without_value(reason)
             )
-    return pd.DataFrame(rows, columns=list(LONG))
+    both = [row for group in groups(runs)[0] for row in _over_both(group)]
+    table = pd.DataFrame([*rows, *both], columns=list(LONG))
+    return table.astype({"seed": "Int64"}) if both else table
+
+
+def _over_both(group: Group) -> list[dict[str, Any]]:
+    """Rows of the long table of a group's two-way bootstrap."""
+    rows = []
+    for probe, interval in over_runs_and_targets(group.runs).items():
+        entries = [next(entry for entry in run.values("asr") if entry["of"] == probe) for run in group.runs]
+        curve = group.runs[0].record["curve"]
+        rows.append(
+            dict(zip(KEY, group.key, strict=True))
+            | {
+                "run_id": "",
+                "seed": None,
+                "of": probe,
+                "metric": "asr_two_way",
+                "value": mean_of([entry["value"] for entry in entries]),
+                "n": entries[0]["n"],
+                "units": entries[0]["units"],
+                "low": interval.low,
+                "high": interval.high,
+                "interval": interval.kind,
+                "epoch": curve[-1]["epoch"] if curve else None,
+                "phase": curve[-1]["phase"] if curve else "",
+                "card_hash": entries[0]["card"],
+                "status": "done",
+                "reason": "",
+            }
+        )
+    return rows
 
 
 def summaries(run: Run) -> dict[str, float]:
@@ -262,7 +298,7 @@ def place_of(key: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
