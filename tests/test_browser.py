@@ -111,6 +111,16 @@ def test_it_fits_the_window_in_light_and_dark(report, width, dark):
         page.close()
 
 
+def test_the_table_shows_its_last_column_on_a_usual_screen(report):
+    page = Page(width=1400, height=900)
+    try:
+        page.open(report)
+        assert page.run("(() => { const box = document.querySelector('#table .wide'); return box.scrollWidth <= box.clientWidth; })()")
+        assert "`" not in page.run("document.querySelector('header').textContent")
+    finally:
+        page.close()
+
+
 # Texts of the heat map whose contrast with what is behind them is below 4.5 (WCAG 2, level AA).
 CONTRAST = """(() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});

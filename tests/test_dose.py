@@ -69,6 +69,13 @@ def test_too_few_doses_or_runs_are_not_fitted(values, reason):
         fit_dose(values)
 
 
+def test_a_dose_of_no_rows_is_left_out_of_the_fit():
+    values = {dose: [float(response(dose))] * 3 for dose in DOSES}
+    assert fit_dose({0: [0.0]} | values, resamples=10) == fit_dose(values, resamples=10)
+    with pytest.raises(ValueError, match="4 doses, a fit wants 5"):
+        fit_dose({0: [0.0] * 3} | dict(list(values.items())[:4]))
+
+
 def dosed(n_poison, seed, asr, defense="clip", size=8, rate=None):
     one = run(seed, asr, defense=defense)
     rate = n_poison / 1000 if rate is None else rate

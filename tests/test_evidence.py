@@ -265,7 +265,13 @@ def test_two_runs_are_compared_in_settings_results_and_queries(table):
     lines = differing(find_run(left.record["run_id"][:6], table), find_run(str(right.folder), table))
     assert "  defense.name: clip -> roclip" in lines and "settings:" in lines and "poison:" not in lines
     assert any(line.startswith("  asr/backdoor: ") for line in lines)
-    assert any(line.startswith("  attack-backdoor: ") and "McNemar" in line for line in lines)
+    assert any(line.startswith("  attack-backdoor: ") and "queries, one model each (McNemar" in line for line in lines)
+    few = {probe: answers.head(60) for probe, answers in read_predictions(left.folder).items()}
+    (left.folder / SLIM).unlink()
+    write_slim(few, left.folder / SLIM)
+    (right.folder / SLIM).unlink()
+    write_slim({"attack-backdoor": few["attack-backdoor"].assign(rank_goal=9)}, right.folder / SLIM)
+    assert any("queries, one model each" in line for line in differing(left, right)), "sixty queries are no targets"
     assert differing(left, left)[0].endswith("the same record, byte for byte")
     with pytest.raises(BenchError, match="no run 'zzz'"):
         find_run("zzz", table)

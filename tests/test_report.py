@@ -233,6 +233,10 @@ def test_summaries_of_a_curve_tell_matched_from_clip_epochs():
     assert found["asr_last_match"] == 0.2
     assert found["asr_mean_last"] == pytest.approx((0.9 + 0.4 + 0.8 + 0.2) / 4)
     assert (found["asr_max"], found["asr_max_epoch"]) == (0.9, 1.0)
+    plain = run(0, 0.2, defense="clip")
+    plain.record["resolved"]["defense"]["options"] = {}
+    plain.record["curve"] = [{"epoch": epoch, "phase": "clip", "metrics": {"zero_shot_acc1/objects": 0.5, "asr/backdoor": epoch / 10}} for epoch in range(1, 9)]
+    assert summaries(plain)["asr_mean_last"] == pytest.approx((0.7 + 0.8) / 2), "the last quarter where there is no K"
 
 
 def test_the_long_table_has_every_set_and_every_epoch():

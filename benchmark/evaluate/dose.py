@@ -45,7 +45,8 @@ class DoseFit:
 
 
 def enough(values: dict[int, list[float]]) -> str | None:
-    """Why a curve cannot be fitted to these values by dose, or None."""
+    """Why a curve cannot be fitted to these values by dose, or None. A dose of 0 has no place on a log axis and does not count."""
+    values = {dose: runs for dose, runs in values.items() if dose > 0}
     if len(values) < MIN_DOSES:
         return f"{len(values)} {'dose' if len(values) == 1 else 'doses'}, a fit wants {MIN_DOSES}"
     thin = [dose for dose, runs in sorted(values.items()) if len(runs) < MIN_RUNS]
@@ -61,14 +62,17 @@ def fit_dose(values: dict[int, list[float]], resamples: int = RESAMPLES) -> Dose
     few distinct resamples, so the interval is on the narrow side.
 
     Args:
-        values: success rates of the runs by dose; see `enough`.
+        values: success rates of the runs by dose; see `enough`. Dose 0 is left out.
+
+    Raises:
+        ValueError: too few of them.
 
     Source: the four-parameter logistic of dose-response studies (Finney, Probit Analysis, 1971); Efron's percentile interval.
     """
     problem = enough(values)
     if problem:
         raise ValueError(problem)
-    doses = np.array(sorted(values), dtype=np.float64)
+    doses = np.array(sorted(dose for dose in values if dose > 0), dtype=np.float64)
     runs = [np.array(values[int(dose)]) for dose in doses]
     log_doses = np.log(doses)
     best = _fit(log_doses, runs)

@@ -36,7 +36,7 @@ class Asked:
     Attributes:
         poisoned: of role `poison`, at most N_PAIRS, drawn once for all epochs.
         clean: untouched rows, as many at most.
-        pools: (k, P), captions drawn from all rows, poisoned ones among them at their rate: 2 % of the pairs, as RoCLIP's pool.
+        pools: (k, P), captions drawn from all rows, poisoned ones among them at their rate: 2 % of the pairs, whatever the size of a defense's own pool.
         true, goal: class numbers of each poisoned image, or empty where the data do not say.
         of_caption: class number of each caption in `pools`, (k, P, poisoned): equal numbers mean the class of that poisoned row.
     """

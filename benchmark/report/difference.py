@@ -88,11 +88,17 @@ def _queries(left: Run, right: Run) -> list[str]:
         if (first == second).all():
             continue
         only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-        units = "queries, one model each" if len(first) > 100 else "targets, one model each"
+        units = f"{_units(left, name.removeprefix('attack-'))}, one model each"
         lines.append(
             f"  {name}: {int((first & second).sum())} reach the goal in both, {only_first} in the first alone, {only_second} in the second alone, of {len(first)} {units} (McNemar p = {mcnemar(only_first, only_second):.2g})"
         )
     return lines
+
+
+def _units(run: Run, probe: str) -> str:
+    """What a probe's card counts: targets or queries."""
+    cards = run.record.get("cards", {})
+    return "targets" if any(cards.get(entry["card"], {}).get("queries") == "targets" for entry in run.record["metrics"] if entry["of"] == probe) else "queries"
 
 
 def _same_questions(one: pd.DataFrame, two: pd.DataFrame) -> bool:

@@ -49,7 +49,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
     lines += [
         "",
-        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: Wilson over the queries or targets of one run for one seed (a mean over several sets or probes has none), none for two, t over runs from three on and, where all runs agree, Wilson over all their targets, or over runs for queries. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (4 where there is no K). Zero-shot and linear probe are means over the evaluation sets. Pairs trained are those that went forward and backward, over all trainings. {FLOOR_NOTE}',
+        f'Scale, data and model: {escape("; ".join(scales))}. Means over seeds; brackets are 95 % intervals: Wilson over the queries or targets of one run for one seed (a mean over several sets or probes has none), none for two, t over runs from three on and, where all runs agree, Wilson over all their targets, or over runs for queries. n is the number of queries or targets in each run. "Last CLIP epoch" and "last 2K epochs" are the ASR after the last epoch without matching, and its mean over the last two periods of K epochs (the last quarter of the epochs where there is no K). Zero-shot and linear probe are means over the evaluation sets. Pairs trained are those that went forward and backward, over all trainings. {FLOOR_NOTE}',
     ]
     if shown:
         lines += ["", _CONTROLS_NOTE]

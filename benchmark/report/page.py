@@ -82,7 +82,10 @@ GLOSSARY = (
     ),
     ("told the truth", "A control that knows which rows are poisoned, or how many. Not a defense."),
     ("similarity", "Mean cosine of image and caption over poisoned and over untouched training pairs, at each snapshot, without augmentation."),
-    ("nearest caption", "For each poisoned image the nearest of a pool of 2 % of all captions: whether it belongs to the image's true class, or to the attack's target class."),
+    (
+        "nearest caption",
+        "For each poisoned image the nearest of a pool of 2 % of all captions, which the evaluator draws and which has this size whatever pool a defense has: whether it belongs to the image's true class, or to the attack's target class.",
+    ),
     ("phase", "What the defense trained in an epoch. RoCLIP: clip, or match, when images meet captions out of its pool."),
     ("PSNR, SSIM", "How far the edited image is from the one before it, at full size. Higher is closer."),
 )
@@ -131,7 +134,7 @@ def html(runs: Sequence[Run], notes: Sequence[str] = (), source: str = "records"
         dot=plots.mark,
         n_runs=len(runs),
         n_groups=len(found),
-        floor_note=FLOOR_NOTE,
+        floor_note=FLOOR_NOTE.replace("`", ""),
         metrics=[(name, label) for name, (label, _) in METRICS.items()],
         columns=[*_TABLE[:_PAST_FLOOR], *((CONTROLS[name][1], True) for name in controlled.shown), *_TABLE[_PAST_FLOOR:]],
         machines="; ".join(_machines(runs)),

@@ -147,11 +147,12 @@ def _over_both(group: Group) -> list[dict[str, Any]]:
 
 
 def summaries(run: Run) -> dict[str, float]:
-    """ASR at the last CLIP epoch, at the last matched one, its mean over the last 2K epochs, and its maximum."""
+    """ASR at the last CLIP epoch, at the last matched one, its mean over the last 2K epochs (without K over the last quarter), and its maximum."""
     points = [(point["epoch"], point["phase"], _attack_value(point, "asr"), _zero_shot_value(point)) for point in run.record["curve"] if point.get("metrics")]
     if not points:
         return {}
-    window = 2 * int(run.record["resolved"]["defense"]["options"].get("every", 2))
+    every, last = run.record["resolved"]["defense"]["options"].get("every"), run.record["curve"][-1]["epoch"]
+    begin = last - (2 * int(every) if every else math.ceil(last / 4))
     found: dict[str, float] = {}
     by_phase = {"clip": "last_clip", "match": "last_match"}
     for _, phase, asr, zero_shot in points:
@@ -159,12 +160,14 @@ def summaries(run: Run) -> dict[str, float]:
             found[f"zero_shot_acc1_{by_phase[phase]}"] = zero_shot
             if asr is not None:
                 found[f"asr_{by_phase[phase]}"] = asr
-    tail = points[-window:]
-    found["zero_shot_acc1_mean_last"] = sum(point[3] for point in tail) / len(tail)
+    tail = [zero_shot for epoch, _, _, zero_shot in points if epoch > begin]
+    if tail:
+        found["zero_shot_acc1_mean_last"] = sum(tail) / len(tail)
     values = [(asr, epoch) for epoch, _, asr, _ in points if asr is not None]
     if values:
-        recent = [asr for asr, _ in values[-window:]]
-        found["asr_mean_last"] = sum(recent) / len(recent)
+        recent = [asr for asr, epoch in values if epoch > begin]
+        if recent:
+            found["asr_mean_last"] = sum(recent) / len(recent)
         found["asr_max"], epoch = max(values, key=lambda pair: (pair[0], -pair[1]))
         found["asr_max_epoch"] = float(epoch)
     return found
