@@ -71,6 +71,42 @@ def test_a_command_in_the_documents_is_understood(command: str, tmp_path: Path, 
     assert bool(planned) == (arguments[0] == "run")
 
 
+READ_ONLY = [
+    command for command in COMMANDS if command.split()[1] in ("report", "compare", "plan", "list", "status") and "--pictures" not in command
+]  # pictures are made by poisoning anew
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout as a reader would have it after a few runs: the committed tables, and some of their runs as the reader's own."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "docs").symlink_to(ROOT / "docs")
+    (folder / "results" / "runs").mkdir(parents=True)
+    (folder / "results" / "reference").symlink_to(ROOT / "results" / "reference")
+    for table in ("main", "dose"):
+        for run in (ROOT / "results" / "reference" / table / "runs").iterdir():
+            label = json.loads((run / "record.json").read_text())["label"]
+            own = folder / "results" / "runs" / run.name
+            if label["attack"].startswith("backdoor") and label["defense"] in ("clip", "clip+aug", "roclip") and not own.is_symlink():
+                own.symlink_to(run)
+    return folder
+
+
+@pytest.mark.parametrize("command", READ_ONLY)
+def test_a_command_that_only_reads_does_what_the_documents_say(command: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    arguments = shlex.split(command)[1:]
+    written = None
+    if "--out" in arguments:
+        at = arguments.index("--out") + 1
+        written = tmp_path / Path(arguments[at]).name
+        arguments[at] = str(written)
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, f"{result.output}{result.exception}"
+    assert written.stat().st_size > 100 if written is not None else result.output.strip()
+    assert "0 differences" in result.output or "--verify" not in command
+
+
 def test_generated_parts_of_the_documents_are_what_the_committed_results_say() -> None:
     from benchmark.report.reproduction import filled
 
