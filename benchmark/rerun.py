@@ -57,7 +57,10 @@ def rerun(run: Run, results: Path, progress: Progress, plugins: dict[str, str], 
     expected = {**run.record, "run_id": new["run_id"], "resolved": new["resolved"]}
     old = {(entry["name"], entry["of"]) for entry in run.record["metrics"]}
     added = sorted({entry["name"] for entry in new["metrics"] if (entry["name"], entry["of"]) not in old})
-    shared = {"metrics": [entry for entry in new["metrics"] if (entry["name"], entry["of"]) in old], "cards": {key: card for key, card in new["cards"].items() if key in run.record["cards"]}}
+    shared = {
+        "metrics": [entry for entry in new["metrics"] if (entry["name"], entry["of"]) in old],
+        "cards": {key: card for key, card in new["cards"].items() if key in run.record["cards"]},
+    }
     same = canonical(expected) == canonical({**new, **shared})
     code = [path for path, _, _ in changed(resolved, new["resolved"])]
     lines = differing(run, again)

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_score, roc_auc_score, roc_curve
 
 from benchmark.evaluate.detection import detection, dropped_by_class, filtering, poison_among_neighbours, poisoned_rows, precision_at
+from benchmark.evaluate.recompute_rows import of_rows
 
 
 def values_of(metrics):
@@ -44,10 +45,13 @@ def test_what_is_kept_of_the_poisoned_rows_gives_the_metrics_again(levels):
     scores = SimpleNamespace(name="x", values=np.round((rng.normal(size=1500) + poisoned) * levels / 5), flagged=poisoned & (rng.random(1500) < 0.5))
     kept = np.flatnonzero(rng.random(1500) < 0.7)
     rows = poisoned_rows([scores], kept, poisoned, np.arange(1500))
-    n_clean = int((~poisoned).sum())
-    above_it = 1 - (rows["above_x"] + rows["level_x"] / 2) / n_clean
-    assert above_it.mean() == pytest.approx(roc_auc_score(poisoned, scores.values))
-    assert rows["kept"].sum() == poisoned[kept].sum() and rows["flagged_x"].sum() == scores.flagged.sum()
+    recorded = [metric.as_json() for metric in (*detection("x", scores.values, scores.flagged, poisoned), *filtering(kept, poisoned))]
+    again = of_rows(rows, recorded)
+    assert {"auroc", "average_precision", "fpr_at_tpr_0.95", "precision_at_tpr_0.95", "tpr_own", "n_poison_kept", "recall_dropped"} <= {name for name, _ in again}
+    for entry in recorded:
+        one = again.get((entry["name"], entry["of"]))
+        if one is not None:
+            assert (one.value, one.n, one.units) == (pytest.approx(entry["value"], abs=1e-9), entry["n"], entry["units"]), entry["name"]
     assert list(rows["image"]) == list(np.flatnonzero(poisoned))
 
 

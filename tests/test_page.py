@@ -228,7 +228,15 @@ def costing(runs, *costs):
 def test_cost_counts_pairs_and_a_third_of_those_that_only_went_forward_and_marks_work_beside(tmp_path):
     of = {name: [one for one in load(REFERENCE) if (one.label("attack"), one.label("defense")) == ("backdoor", name)] for name in ("clip", "roclip")}
     runs = [of["clip"][0], *of["roclip"][:2]]
-    plain, known = {"pairs_trained": 1000, "train_seconds": 50.0}, {"pairs_trained": 1000, "pairs_forward": 600, "train_seconds": 100.0, "beside_seconds": 20.0}
+    plain, known = (
+        {"pairs_trained": 1000, "train_seconds": 50.0},
+        {
+            "pairs_trained": 1000,
+            "passes": {"image_backward": 1000, "text_backward": 1000, "image_forward": 600, "text_forward": 600},
+            "train_seconds": 100.0,
+            "beside_seconds": 20.0,
+        },
+    )
     (panel,) = panels(groups(costing(runs, plain, known, known))[0])
     found = {trade.defense: trade for trade in trades(panel, "backdoor")}
     assert (found["clip"].cost, found["roclip"].cost) == (1.0, 1.2)

@@ -112,7 +112,8 @@ def dropped_by_class(kept: NDArray[np.int64], poisoned: NDArray[np.bool_], shown
 
 def poisoned_rows(scores: Sequence[Scored], kept: NDArray[np.int64] | None, poisoned: NDArray[np.bool_], images: NDArray[np.int64]) -> pd.DataFrame:
     """A row for each poisoned row, from which the metrics of `detection` can be had again: which image it shows, whether it was
-    kept, and for each score how many clean rows lie above it and level with it, and whether it was flagged.
+    kept, and for each score how many clean rows lie above it and level with it, its place among the poisoned rows (from 0; equal
+    scores share one), and whether it was flagged.
     """
     table: dict[str, Any] = {"image": images[poisoned]}
     if kept is not None:
@@ -120,7 +121,8 @@ def poisoned_rows(scores: Sequence[Scored], kept: NDArray[np.int64] | None, pois
     for one in scores:
         clean = np.sort(one.values[~poisoned])
         below, up_to = (np.searchsorted(clean, one.values[poisoned], side) for side in ("left", "right"))
-        table |= {f"above_{one.name}": len(clean) - up_to, f"level_{one.name}": up_to - below}
+        order = np.unique(-one.values[poisoned], return_inverse=True)[1]
+        table |= {f"above_{one.name}": len(clean) - up_to, f"level_{one.name}": up_to - below, f"order_{one.name}": order}
         if one.flagged is not None:
             table[f"flagged_{one.name}"] = one.flagged[poisoned]
     return pd.DataFrame(table)

@@ -210,7 +210,8 @@ def _counts(group: Group) -> list[tuple[str, str]]:
         ("clean pairs granted", str(first.get("clean_pairs_used", 0))),
     ]
     costs = group.runs[0].cost
-    found += [(name.replace("_", " "), f"{costs[name]:,}") for name in ("pairs_trained", "pairs_forward", "n_models_trained") if name in costs]
+    found += [(name.replace("_", " "), f"{costs[name]:,}") for name in ("pairs_trained", "n_models_trained") if name in costs]
+    found += [(name.replace("_", " "), f"{n:,}") for name, n in sorted((costs.get("passes") or {}).items())]
     if "peak_memory_bytes" in costs:
         found.append(("peak memory", f"{costs['peak_memory_bytes'] / 1e9:.2f} GB"))
     return found + [(name.replace("_", " "), str(value)) for name, value in first["data"].get("counts", {}).items()]

@@ -41,9 +41,15 @@ class Run:
 
     @property
     def pairs(self) -> float | None:
-        """What the run cost in trained pairs: those of all trainings, and a third of each that only went forward; None if unknown."""
-        trained = _number(self.cost.get("pairs_trained"))
-        return None if trained is None else trained + float(self.cost.get("pairs_forward") or 0) / 3
+        """What the run cost in trained pairs; None if unknown.
+
+        Half an image or text that went through its tower, with a third of that where no gradient followed; of runs that did not
+        count these, the pairs of all trainings.
+        """
+        passes = self.cost.get("passes")
+        if not passes:
+            return _number(self.cost.get("pairs_trained"))
+        return float(sum(n * (0.5 if name.endswith("backward") else 0.5 / 3) for name, n in passes.items()))
 
     @property
     def environment(self) -> dict[str, Any]:

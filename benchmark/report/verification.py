@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchError
-from benchmark.evaluate.predictions import SLIM, read_predictions
+from benchmark.evaluate.predictions import ROWS, SLIM, read_predictions
 from benchmark.evaluate.recompute import recomputed
+from benchmark.evaluate.recompute_rows import of_rows
 from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import against
 from benchmark.report.markdown import to_markdown
@@ -101,6 +102,8 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
     except (BenchError, OSError, ValueError) as error:
         return [*problems, str(error)], 0, [entry["name"] for entry in record["metrics"]]
     known = recomputed(tables, record["cards"], record["metrics"], rounded=(run.folder / SLIM).is_file())
+    if ROWS in tables:
+        known |= of_rows(tables[ROWS], record["metrics"])
     n_done, missing = 0, []
     for entry in record["metrics"]:
         name = f"{entry['name']}/{entry['of']}"
