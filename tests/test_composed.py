@@ -28,6 +28,7 @@ from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord
 from benchmark.errors import BenchError
 from benchmark.registry import configure, find
+from benchmark.settings import SCALES
 from benchmark.testing import check_attack
 
 Poison = Callable[..., tuple[Poisoned, SealedRecord]]
@@ -166,6 +167,26 @@ def test_halves_keep_the_trigger_and_whole_images_lose_their_sides() -> None:
     assert (joined(stamped, plain, "left", halved=False) == 255).sum() < 7 * 7 * 3
 
 
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_the_half_with_the_trigger_shows_all_of_the_shipped_patch(scale: str) -> None:
+    attack, side = configure(find("attack", "noisy_alignment"), SCALES[scale].options.get("noisy_alignment", {}), {"trigger": "white"}), SCALES[scale].data.side
+    laid = LaidTrigger(trigger := attack.make_trigger("white", side), *attack._place(trigger, side))
+    stamped = laid.image(np.zeros((side, side, 3), np.uint8), "")
+    for where in ("top", "right", "bottom", "left"):
+        image = joined(stamped, np.full((side, side, 3), 90, np.uint8), where, True, (laid.left, laid.side))
+        assert (image == 255).sum() == laid.side**2 * 3
+        assert (image == 90).sum() == side * (side // 2) * 3
+
+
+@pytest.mark.parametrize(("held", "first"), [(None, 8), ((14, 7), 8), ((14, 14), 12), ((14, 16), 14), ((3, 5), 3), ((0, 16), 0), ((16, 16), 16)])
+def test_the_half_with_the_trigger_moves_just_as_far_as_it_must(held: tuple[int, int] | None, first: int) -> None:
+    columns = np.repeat(np.tile(np.arange(32, dtype=np.uint8), (32, 1))[..., None], 3, axis=2)
+    for where, image in (("left", columns), ("top", columns.transpose(1, 0, 2))):
+        half = joined(image, np.full((32, 32, 3), 90, np.uint8), where, True, held)
+        shown = half[0, :16, 0] if where == "left" else half[:16, 0, 0]
+        assert shown.tolist() == list(range(first, first + 16))
+
+
 def test_an_object_is_pasted_through_its_mask_alone() -> None:
     canvas = np.full((20, 20, 3), 100, np.uint8)
     mask = np.zeros((8, 8), np.uint8)
@@ -211,6 +232,8 @@ def test_a_laid_trigger_is_named_as_the_one_at_test() -> None:
         ("corrupt_encoder", {"count": 60, "n_references": 2}, "distinct captions mention 'boat', 60 are needed"),
         ("noisy_alignment", {"n_references": 9}, "9 held-out images of 'boat' are needed and 2 captions mention it; lower attack.n_references"),
         ("noisy_alignment", {"rate": 0.0001}, "comes to no row"),
+        ("noisy_alignment", {"size": 119, "place": "corner"}, "a patch of 17 px does not fit the 16 px of an image of 32 px that are joined; lower attack.size"),
+        ("noisy_alignment", {"size": 133, "place": "corner", "canvas": "native"}, "a patch of 19 px at 14 px reaches beyond an image of 32 px; lower attack.size"),
         ("noisy_alignment", {"target_class": "boatt"}, "Did you mean 'boat'?"),
     ],
 )
