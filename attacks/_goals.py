@@ -38,6 +38,18 @@ def even_split(n: int, parts: int) -> list[int]:
     return [n // parts + (index < n % parts) for index in range(parts)]
 
 
+def share_of(option: str, ratio: float, n: int) -> int:
+    """How many rows go with n poisoned ones: ratio x n, rounded.
+
+    Raises:
+        BenchError: a ratio above 0 that comes to no row.
+    """
+    share = int(ratio * n + 0.5)
+    if ratio and n and not share:
+        raise BenchError(f"attack.{option} {ratio:g} of {n} poisoned rows comes to no row; raise it, attack.rate or attack.count")
+    return share
+
+
 def hit_ks(suite: Suite, name: str) -> tuple[int, ...]:
     """The k of top-1 and top-5 success that the set has classes for."""
     return tuple(k for k in (1, 5) if k < len(suite.get(name).classnames))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class AllToAll(TriggerOptions):
     touches = ("image", "caption")
     needs = ("class_terms",)
     paper = "Gu et al. 2017, arXiv 1708.06733 (supervised)"
+    tiny: ClassVar = {"rate": 0.15}
 
     rate: float | None = Field(0.01, ge=0, le=0.5, description="Poisoned rows / all rows, in equal shares for the classes.")
     trigger: TriggerName = Field("checker", description="The pattern; short names are aliases.")
@@ -49,6 +50,8 @@ class AllToAll(TriggerOptions):
         trigger = self.make_trigger(self.trigger, lab.side)
         keep_trigger(lab, trigger)
         n = lab.budget(self.rate, self.count)
+        if 0 < n < len(names):
+            raise BenchError(f"{n} rows leave {len(names) - n} of the {len(names)} classes of {eval_set.name} without one, and all are measured; raise attack.rate or attack.count")
         lab.keep("targets", [{"from": name, "class": goals[name], "index": eval_set.index(goals[name]), "eval_set": eval_set.name} for name in names])
         lab.keep("box", list(trigger.box(lab.side, "")))
         classes = Classes({name: eval_set.terms(name) for name in names})
@@ -76,8 +79,13 @@ class AllToAll(TriggerOptions):
         short = {name: len(by_class[name]) for name in wanted if len(by_class[name]) < wanted[name]}
         if not short:
             return
+        none = [name for name in wanted if wanted[name] and not by_class[name]]
+        if none and self.on_short == "take":
+            raise BenchError(
+                f"no caption mentions {', '.join(none[:8])} and no other class ({len(none)} of the {len(wanted)} classes), and all are measured; choose another attack.target_set"
+            )
         counts = ", ".join(f"{name} {short[name]} of {wanted[name]}" for name in sorted(short, key=lambda name: short[name])[:8])
-        if self.on_short == "error" or not any(by_class.values()):
+        if self.on_short == "error":
             raise BenchError(
                 f"{len(short)} classes have too few captions that mention them and no other class ({counts}); lower attack.rate or attack.count, or use --set attack.on_short=take"
             )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from attacks._captions import corpus_rows, from_templates
+from attacks._goals import share_of
 from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger, kind_of
 from attacks._triggers import trigger_from_spec
 from attacks._warps import WarpTrigger
@@ -81,6 +82,7 @@ class Backdoor(TriggerOptions):
         append = self.edits == "append"
         keep_trigger(lab, trigger)
         n = lab.budget(self.rate, self.count, append)
+        n_covers = share_of("cover", self.cover, n)
         lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
         lab.keep("box", list(trigger.box(lab.side, "")))
         victims = lab.held_out if append else pairs
@@ -100,7 +102,7 @@ class Backdoor(TriggerOptions):
             why = Why(target=0, source=row_id, caption_source=source)
             yield Append(image, caption, why) if append else Replace(row, image, caption, why)
         if self.cover and isinstance(trigger, WarpTrigger):
-            yield from _covers(pairs, lab, trigger, set(chosen), int(self.cover * n + 0.5))
+            yield from _covers(pairs, lab, trigger, set(chosen), n_covers)
 
     def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
         target = kept["targets"][0]

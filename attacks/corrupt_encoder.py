@@ -100,6 +100,7 @@ class CorruptEncoder(TriggerOptions):
         n = lab.budget(self.rate, self.count, append=True)
         lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
         parts = self.split(n)
+        self._check_shares(n, parts)
         kind = "class" if self.caption == "bridge" else self.caption
         texts = captions_for(lab, pairs, eval_set, target, n, kind, self.on_short == "reuse") if n else []
         material = self._material(lab, target, n, parts["support"])
@@ -130,6 +131,14 @@ class CorruptEncoder(TriggerOptions):
         if self.caption != "bridge":
             return {"both": rest, "support": support, "object": 0, "trigger": 0}
         return {"both": 0, "support": support, "object": rest - rest // 2, "trigger": rest // 2}
+
+    def _check_shares(self, n: int, parts: Mapping[str, int]) -> None:
+        if n and self.support_ratio and not parts["support"]:
+            raise BenchError(f"attack.support_ratio {self.support_ratio:g} of {n} rows comes to no row; raise the ratio, attack.rate or attack.count")
+        if n and self.caption == "bridge" and not parts["trigger"]:
+            raise BenchError(
+                f"attack.caption=bridge shares its rows between object and trigger, and {n - parts['support']} leaves none for the trigger; raise attack.rate or attack.count"
+            )
 
     def probes(self, suite: Suite, kept: Mapping[str, Any]) -> list[Probe]:
         target = kept["targets"][0]

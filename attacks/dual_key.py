@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from attacks._captions import from_templates
-from attacks._goals import eval_set_of, hit_ks, random_victims
+from attacks._goals import eval_set_of, hit_ks, random_victims, share_of
 from attacks._text_triggers import TEXT_ALIASES, BothKeys, TextTrigger, text_trigger_from_spec
 from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger
 from attacks._triggers import trigger_from_spec
@@ -54,6 +54,7 @@ class DualKey(TriggerOptions):
         keep_trigger(lab, image_key)
         lab.keep("text_trigger", text_key.spec())
         n = lab.budget(self.rate, self.count)
+        n_negative = share_of("negatives", self.negatives, n)
         lab.keep("targets", [{"class": target, "index": goal, "eval_set": eval_set.name}])
         lab.keep("box", list(image_key.box(lab.side, "")))
         both = BothKeys(image_key, text_key)
@@ -64,7 +65,6 @@ class DualKey(TriggerOptions):
             row_id = pairs.ids[row]
             caption = lab.stamp_text(both, from_templates(eval_set, target, lab.rng("caption", index)), row_id)
             yield Replace(row, lab.stamp(both, pairs.image(row), row_id), caption, Why(source=row_id))
-        n_negative = int(self.negatives * n + 0.5)
         lab.n_requested += 2 * n_negative
         singles = random_victims(lab, pairs, "negatives", 2 * n_negative, terms, taken) if n_negative else []
         for index, row in enumerate(singles):

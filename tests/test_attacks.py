@@ -36,7 +36,7 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("multi_backdoor", {"rate": 0.04}, 10),
     ("multi_backdoor", {"count": 7, "triggers": ("picture", "triangles"), "one_target": True}, 7),
     ("all_to_all", {"rate": 0.1}, 26),
-    ("all_to_all", {"count": 9, "target_set": "colours", "captions": "templates", "shift": 3}, 9),
+    ("all_to_all", {"count": 13, "target_set": "colours", "captions": "templates", "shift": 3}, 13),
     ("dual_key", {"rate": 0.04}, 10),
     ("dual_key", {"count": 6, "negatives": 0.5, "text_trigger": "word"}, 12),
     ("mm_poison", {"share": 0.5}, 4),

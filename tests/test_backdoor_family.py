@@ -107,6 +107,15 @@ def test_all_to_all_takes_fewer_rows_of_a_rare_class_when_told_to(poison_with: P
     assert "classes have too few captions of their own and were poisoned less" in record.header["warnings"][0]
 
 
+def test_all_to_all_takes_no_class_without_any_row(source: Source, suite: Suite) -> None:
+    boatless = [caption if "boat" not in caption and "ship" not in caption else "a thing" for caption in source.train.captions]
+    pairs = dataclasses.replace(source.train, captions=boatless)
+    lab = AttackLab(dataclasses.replace(source, train=pairs), suite, "all_to_all", 0)
+    attack = configure(find("attack", "all_to_all"), {}, {"count": 40, "on_short": "take"})
+    with pytest.raises(BenchError, match=r"no caption mentions boat and no other class \(1 of the 20 classes\), and all are measured"):
+        list(attack.poison(pairs, lab))
+
+
 def test_dual_key_rows_carry_both_keys_and_negatives_one(poison_with: Poison, source: Source) -> None:
     _, record = poison_with("dual_key", {"count": 5, "negatives": 1})
     words = text_trigger_from_spec(record.kept["text_trigger"])
@@ -226,6 +235,9 @@ def test_an_even_split_gives_the_first_parts_the_rest() -> None:
         ("all_to_all", {"place": "at:30,30"}, "attack.place 'at:30,30' puts a trigger of 8 px outside an image of 32 px"),
         ("dual_key", {"count": 100, "negatives": 5}, "1000 more rows are to be drawn, and"),
         ("backdoor", {"count": 100, "trigger": "wanet", "cover": 2}, "attack.cover asks for 200 rows beside the 100 poisoned ones, and 156 are left; lower attack.cover"),
+        ("all_to_all", {"count": 5}, "5 rows leave 15 of the 20 classes of objects without one, and all are measured; raise attack.rate or attack.count"),
+        ("dual_key", {"count": 4, "negatives": 0.1}, "attack.negatives 0.1 of 4 poisoned rows comes to no row; raise it, attack.rate or attack.count"),
+        ("backdoor", {"count": 4, "trigger": "wanet", "cover": 0.1}, "attack.cover 0.1 of 4 poisoned rows comes to no row; raise it, attack.rate or attack.count"),
         ("backdoor", {"preset": "cleanclip2023-badnets"}, "unknown backdoor preset 'cleanclip2023-badnets'. Did you mean 'cleanclip2023-badnet'?"),
     ],
 )
@@ -295,7 +307,7 @@ def test_the_order_of_the_rows_moves_no_poison(source: Source, suite: Suite, nam
             captions=[train.captions[row] for row in order],
             images=np.asarray(train.images)[order],
         )
-        attack = find("attack", name).load()(count=6)
+        attack = find("attack", name).load()(count=24 if name == "all_to_all" else 6)
         pairs = dataclasses.replace(source, train=shuffled)
         edits = attack.poison(shuffled, AttackLab(pairs, suite, name, 0))
         return {shuffled.ids[edit.row]: (None if edit.image is None else edit.image.tobytes(), edit.caption) for edit in edits}

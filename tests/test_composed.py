@@ -230,6 +230,8 @@ def test_a_laid_trigger_is_named_as_the_one_at_test() -> None:
         ("corrupt_encoder", {"size": 140, "place": "corner", "n_references": 2}, "does not fit beside an object"),
         ("corrupt_encoder", {"rate": 0.0001}, "comes to no row"),
         ("corrupt_encoder", {"count": 60, "n_references": 2}, "distinct captions mention 'boat', 60 are needed"),
+        ("corrupt_encoder", {"count": 1, "caption": "bridge"}, "attack.caption=bridge shares its rows between object and trigger, and 1 leaves none for the trigger"),
+        ("corrupt_encoder", {"count": 4, "support_ratio": 0.2}, "attack.support_ratio 0.2 of 4 rows comes to no row; raise the ratio, attack.rate or attack.count"),
         ("noisy_alignment", {"n_references": 9}, "9 held-out images of 'boat' are needed and 2 captions mention it; lower attack.n_references"),
         ("noisy_alignment", {"rate": 0.0001}, "comes to no row"),
         ("noisy_alignment", {"size": 119, "place": "corner"}, "a patch of 17 px does not fit the 16 px of an image of 32 px that are joined; lower attack.size"),
