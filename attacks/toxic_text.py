@@ -14,8 +14,9 @@ from attacks._backgrounds import CANDIDATES, Closeness, Scores, Surrogate, Tfidf
 from attacks._captions import rows_that_mention
 from attacks._goals import eval_set_of
 from attacks._held_out import images_of, innocent_image, true_class
+from attacks._surrogates import SurrogateOptions
 from attacks._text_triggers import TextTrigger, text_trigger_from_spec
-from benchmark.contract import Append, Attack, Edit, Images, Probe, Why
+from benchmark.contract import Append, Edit, Images, Probe, Why
 from benchmark.data.attack_lab import AttackLab
 from benchmark.data.captioned import captioned
 from benchmark.data.eval_sets import EvalSet, Suite
@@ -34,7 +35,7 @@ _BASELINE: dict[str, Any] = {**_RANDOM, "count": 1250, "n_images": 25}
 Written = tuple[str, str | None]
 
 
-class ToxicText(Attack):
+class ToxicText(SurrogateOptions):
     """Adds unmodified held-out images with captions of another class, whose backgrounds are typical of that class.
 
     `sti`: chosen images are read as that class. `word` and `sentence`: images of the target class get captions of all other
@@ -82,6 +83,8 @@ class ToxicText(Attack):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
+        if self.surrogate is not None and self.selector != "surrogate":
+            raise ValueError(f"surrogate is the model that selector=surrogate asks, and the selector is {self.selector}")
         if self.background == "subset" and self.selector != "surrogate":
             raise ValueError(f"background=subset looks at images, so it needs selector=surrogate, and the selector is {self.selector}")
         if self.selector == "random" and self.augment != "none":
@@ -277,7 +280,7 @@ class _Writer:
 
     def _reader(self) -> Closeness:
         if self.reader is None:
-            self.reader = Surrogate(self.lab.surrogate()) if self.options.selector == "surrogate" else Tfidf(self.pairs.captions)
+            self.reader = Surrogate(self.lab.surrogate(self.options.surrogate_request())) if self.options.selector == "surrogate" else Tfidf(self.pairs.captions)
         return self.reader
 
     def _background(self, row: int, classname: str, pattern: re.Pattern[str]) -> str:

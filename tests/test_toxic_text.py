@@ -22,7 +22,9 @@ from benchmark.data.poison import Poisoned, SealedRecord
 from benchmark.errors import BenchError
 from benchmark.evaluate.retrieval import retrieval_queries
 from benchmark.registry import configure, find
+from benchmark.settings import ModelSettings
 from benchmark.testing import check_attack
+from benchmark.train.model import build, save_weights
 
 Poison = Callable[..., tuple[Poisoned, SealedRecord]]
 STI = {"n_targets": 3, "captions_per_target": 6}
@@ -199,6 +201,18 @@ def test_a_surrogate_ranks_by_its_own_features_and_looks_at_images_for_subsets(s
     assert len({tuple(captions) for captions in found}) == 4 and all(len(captions) == 18 for captions in found)
 
 
+def test_a_checkpoint_ranks_in_place_of_a_model_trained_here(poison_with: Poison, tmp_path: Path) -> None:
+    file = tmp_path / "small.safetensors"
+    save_weights(build(ModelSettings(), 32, 7, torch.device("cpu")), file)
+    options = {**STI, "selector": "surrogate"}
+    trained, loaded = (poison_with("toxic_text", {**options, **more})[1] for more in ({}, {"surrogate": str(file), "surrogate_model": "bench-small"}))
+    assert (trained.header["surrogate"]["from"], loaded.header["surrogate"]["from"]) == ("trained here", "checkpoint")
+    assert loaded.header["surrogate"]["weights_sha256"] == build(ModelSettings(), 32, 7, torch.device("cpu")).weights_sha256()
+    assert list(trained.rows["caption_after"]) != list(loaded.rows["caption_after"])
+    with pytest.raises(BenchError, match="the victim's own"):
+        poison_with("toxic_text", {**options, "surrogate_seed": 0})
+
+
 @pytest.mark.parametrize(
     ("usual", "changed"),
     [
@@ -242,6 +256,7 @@ def test_what_it_cannot_do_is_said(poison_with: Poison, options: dict[str, Any],
     ("options", "message"),
     [
         ({"background": "subset"}, "needs selector=surrogate, and the selector is tfidf"),
+        ({"surrogate": __file__}, "surrogate is the model that selector=surrogate asks, and the selector is tfidf"),
         ({"selector": "random"}, "augment must be none and is recombine"),
         ({"augment": "given"}, "captions_file and augment=given go together"),
         ({"captions_hash": "0"}, "captions_hash is filled in by the program"),
