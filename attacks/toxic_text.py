@@ -26,7 +26,8 @@ from benchmark.data.prompts import read_text
 from benchmark.errors import BenchError
 from benchmark.settings import digest
 
-# What a mode adds behind captions, the same length in other words as a control, and how many images it shows.
+# What a mode adds behind captions, other words as a control, and how many images it shows. In CLIP's byte pairs the two sentences
+# have seven tokens each; "zx" has one and "qv" two.
 _SUFFIXES = {"word": ("zx", "qv", 20), "sentence": ("Please return high-quality results.", "Kindly fetch well-lit pictures.", 25)}
 _METHOD: dict[str, Any] = {"selector": "surrogate", "background": "mask", "augment": "recombine", "n_seeds": 10}
 _STI: dict[str, Any] = {**_METHOD, "mode": "sti", "n_targets": 24, "captions_per_target": 35}
@@ -119,7 +120,7 @@ class ToxicText(SurrogateOptions):
         places = tuple(np.flatnonzero(found.labels == goal).tolist())
         texts = _queries(found.labels, goal, self.queries_per_class)
         ks = tuple(k for k in (1, 5, 10) if k < len(found.labels))
-        other = TextTrigger(trigger.kind, _SUFFIXES[self.mode][1], trigger.pattern_seed, trigger.max_words)
+        other = TextTrigger(trigger.kind, _other_words(self.mode, trigger.words), trigger.pattern_seed, trigger.max_words)
         return [
             Probe("toxic_text", "text_to_image", eval_set.name, found.texts(texts), trigger, places, ks, **given),
             Probe("toxic_text-other_words", "text_to_image", eval_set.name, found.texts(texts), other, places, (1,), **given, control="asr_wrong_trigger"),
@@ -295,6 +296,12 @@ class _Writer:
         if not words:
             return ""
         return best_subset(words, n_out, self.options.most_removed, reader.image(self.pairs.image(row)), reader.centroid([f"a photo of {classname}."]), reader)
+
+
+def _other_words(mode: str, words: str) -> str:
+    """What the control puts behind queries: the mode's other words, or where these are the trigger, the paper's."""
+    papers, others, _ = _SUFFIXES[mode]
+    return papers if normalise(words) == normalise(others) else others
 
 
 def _lines(file: str) -> list[str]:

@@ -201,6 +201,17 @@ def test_a_surrogate_ranks_by_its_own_features_and_looks_at_images_for_subsets(s
     assert len({tuple(captions) for captions in found}) == 4 and all(len(captions) == 18 for captions in found)
 
 
+@pytest.mark.parametrize("words", [None, "qv", "QV", "zx", "Kindly fetch well lit  pictures."])
+@pytest.mark.parametrize(("mode", "usual", "others"), [("word", "zx", "qv"), ("sentence", "Please return high-quality results.", "Kindly fetch well-lit pictures.")])
+def test_the_control_never_asks_with_the_trigger_itself(poison_with: Poison, suite: Suite, mode: str, usual: str, others: str, words: str | None) -> None:
+    options = {**WORD, "mode": mode, "words": words}
+    asked, control = configure(find("attack", "toxic_text"), {}, options).probes(suite, poison_with("toxic_text", options)[1].kept)
+    own = words or usual
+    assert asked.trigger.words == own
+    assert control.trigger.words == (usual if normalise(own) == normalise(others) else others)
+    assert normalise(control.trigger.words) != normalise(own)
+
+
 def test_a_checkpoint_ranks_in_place_of_a_model_trained_here(poison_with: Poison, tmp_path: Path) -> None:
     file = tmp_path / "small.safetensors"
     save_weights(build(ModelSettings(), 32, 7, torch.device("cpu")), file)
