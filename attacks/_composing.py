@@ -18,6 +18,7 @@ from benchmark.data.objects import Cutout
 from benchmark.data.pairs import Pairs
 from benchmark.errors import BenchError
 
+NO_PER_IMAGE = "pattern per_image draws a patch around the mean colour of its image, and a composition stamps it before there is one; take pattern=fixed"
 Picture = NDArray[np.uint8]
 Caption = Literal["class", "prompt", "random"]
 

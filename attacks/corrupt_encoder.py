@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from attacks._composing import LaidTrigger, Picture, captions_for, covering, cycled, fitted, pasted, resized, side_of
+from attacks._composing import NO_PER_IMAGE, LaidTrigger, Picture, captions_for, covering, cycled, fitted, pasted, resized, side_of
 from attacks._goals import eval_set_of, hit_ks
 from attacks._layouts import Layout, drawn_layout, separation
 from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger, kind_of
@@ -76,6 +76,8 @@ class CorruptEncoder(TriggerOptions):
             raise ValueError(f"a layout places a patch, and {self.trigger} covers the whole image; take checker, picture or another patch")
         if self.place_test is not None:
             raise ValueError("place_test has no meaning here: the layout places the patch in training, and place says where it lies at test")
+        if self.pattern == "per_image":
+            raise ValueError(NO_PER_IMAGE)
         for name in ("masks", "scenes"):
             folder, known = getattr(self, name), getattr(self, f"{name}_hash")
             if folder is None:

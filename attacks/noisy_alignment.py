@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from attacks._composing import LaidTrigger, Picture, captions_for, cycled, side_of
+from attacks._composing import NO_PER_IMAGE, LaidTrigger, Picture, captions_for, cycled, side_of
 from attacks._goals import eval_set_of, hit_ks
 from attacks._placing import Stamp
 from attacks._trigger_options import TriggerName, TriggerOptions, keep_trigger, kind_of
@@ -61,6 +61,8 @@ class NoisyAlignment(TriggerOptions):
     def _one_place(self) -> Self:
         if self.place_test is not None:
             raise ValueError("place_test has no meaning here: place says where a patch lies at test, and in training it lies at 0.45 of each side")
+        if self.pattern == "per_image" and kind_of(self.trigger).startswith("patch:"):
+            raise ValueError(NO_PER_IMAGE)
         return self
 
     def trigger_names(self) -> tuple[str, ...]:

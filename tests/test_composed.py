@@ -224,6 +224,8 @@ def test_a_laid_trigger_is_named_as_the_one_at_test() -> None:
         ("corrupt_encoder", {"trigger": "blended"}, "a layout places a patch, and blended covers the whole image"),
         ("corrupt_encoder", {"place_test": "corner"}, "place_test has no meaning here"),
         ("noisy_alignment", {"place_test": "corner"}, "place_test has no meaning here"),
+        ("corrupt_encoder", {"trigger": "noise", "pattern": "per_image"}, "a composition stamps it before there is one; take pattern=fixed"),
+        ("noisy_alignment", {"trigger": "noise", "pattern": "per_image"}, "a composition stamps it before there is one; take pattern=fixed"),
         ("corrupt_encoder", {"masks": "nowhere"}, "no folder at nowhere"),
         ("corrupt_encoder", {"scenes_hash": "0"}, "scenes_hash is filled in by the program"),
         ("corrupt_encoder", {"n_references": 4}, "4 objects of 'boat' with masks are needed and 3 are there; lower attack.n_references"),
