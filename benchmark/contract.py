@@ -171,6 +171,8 @@ class Probe:
         shows: class that the goal items show; queries, and those of the floor, that mention or show it do not count.
         floor: queries of a retrieval without a trigger that should not reach the goal. With a trigger, the floor is the same
             queries without it.
+        per_target: how many images of the attack's own, one after the other, belong to one target. They are asked one by one and are
+            no independent units.
         control: the metric that the share of successes is reported as, for a probe that is a control of another
             (`asr_key_image`, `asr_cross`); such a probe adds to no `asr`.
     """
@@ -187,6 +189,7 @@ class Probe:
     shows: int | None = None
     floor: Images | Texts | None = None
     control: str | None = None
+    per_target: int = 1
 
 
 class Attack(Options):

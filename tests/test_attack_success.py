@@ -8,10 +8,11 @@ from torch.nn.functional import normalize
 from benchmark.contract import Images, Probe
 from benchmark.data.eval_sets import EvalSet, Split, Suite
 from benchmark.errors import BenchError
-from benchmark.evaluate.attack_success import attack_success, queries
+from benchmark.evaluate.attack_success import attack_success, card_of, queries
 from benchmark.evaluate.features import Encoder
 from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.statistics import wilson
+from benchmark.report.tables import kind_of_interval
 from benchmark.stages import Stages
 
 CLASSES = tuple(f"class{index}" for index in range(10))
@@ -147,6 +148,17 @@ def test_a_targeted_attack_counts_targets_and_its_floor_other_images():
     assert found["asr_floor"].value == 0 and "asr_all" not in found
     assert (found["triggered_acc1"].value, found["triggered_acc1"].n) == (pytest.approx(2 / 3), 3)
     assert table["rank_true"].tolist()[3] == -1
+
+
+def test_images_of_one_target_have_a_rate_and_no_interval():
+    asked, suite = targets()
+    found, _ = measured(Planted(), probe_of(queries=asked, trigger=None, goal=(5, 5, 3, 3), ks=(1, 3), per_target=2), suite)
+    for name in ("asr", "asr_top3", "triggered_acc1"):
+        assert (found[name].units, found[name].low, found[name].high) == ("images of targets", None, None)
+    assert (found["asr"].value, found["asr"].n) == (0.5, 4)
+    assert kind_of_interval(found["asr"].as_json()) == "none: images of one target are not independent"
+    card = card_of(probe_of(queries=asked, trigger=None, goal=(5, 5, 3, 3), per_target=2), queries(probe_of(queries=asked, trigger=None, goal=(5, 5, 3, 3)), suite), suite)
+    assert (card["n_targets"], card["images_per_target"]) == (2, 2)
 
 
 def test_as_many_goals_as_queries_are_wanted():

@@ -55,6 +55,7 @@ TABLE: list[tuple[str, dict[str, Any], int]] = [
     ("targeted", {"n_targets": 4, "captions_per_target": 3}, 12),
     ("targeted", {"n_targets": 3, "rate": 0.04}, 11),
     ("targeted", {"target_classes": ("boat", "star"), "captions_per_target": 40, "on_short": "templates"}, 80),
+    ("targeted", {"n_targets": 3, "images_per_target": 2, "captions_per_target": 3}, 18),
     ("targeted", {"n_targets": 20, "captions_per_target": 2, "caption_source": "templates"}, 40),
 ]
 COMPOSED = ("corrupt_encoder", "noisy_alignment")  # their rows show more than one held-out image; tests/test_composed.py looks at them
@@ -138,7 +139,7 @@ def test_the_probes_follow_from_the_sealed_record_alone(poison_with: Poison, sui
         if name == "mm_poison":
             assert ("image" in record.kept) == (row.source_id in source.held_out.ids)
         elif probes[0].trigger is None:
-            np.testing.assert_array_equal(stored, probes[0].queries.images[row.target])
+            np.testing.assert_array_equal(stored, probes[0].queries.images[probes[0].queries.ids.index(row.source_id)])
         else:
             pairs = source.train if row.edit == "replace" else source.held_out
             np.testing.assert_array_equal(stored, triggers[row.trigger].image(pairs.image(pairs.ids.index(row.source_id)), row.source_id))
@@ -211,6 +212,46 @@ def test_dropping_a_target_leaves_the_others_alike(poison_with: Poison) -> None:
     assert by_class(("key", "boat", "star")) == {name: whole[name] for name in ("key", "boat", "star")}
 
 
+def test_several_images_of_a_target_share_its_class_and_no_caption(poison_with: Poison, suite: Suite) -> None:
+    one, several = (poison_with("targeted", {"n_targets": 3, "captions_per_target": 2, "images_per_target": k})[1] for k in (1, 3))
+    shows = [[image["id"] for image in target["images"]] for target in several.kept["targets"]]
+    assert len({row_id for ids in shows for row_id in ids}) == 9 == len(several.kept["images"])
+    assert [target["class"] for target in one.kept["targets"]] == [target["class"] for target in several.kept["targets"]]
+    assert set(one.rows["caption_after"]) < set(several.rows["caption_after"])
+    assert Counter(several.rows["source_id"]) == {row_id: 2 for ids in shows for row_id in ids}
+    for index, part in several.rows.groupby("target"):
+        assert set(part["source_id"]) == set(shows[int(str(index))])
+        assert part["caption_after"].nunique() == 6
+    (probe,) = configure(find("attack", "targeted"), {}, {}).probes(suite, several.kept)
+    assert probe.queries.ids == tuple(row_id for ids in shows for row_id in ids)
+    assert (probe.goal, probe.per_target) == (tuple(target["index"] for target in several.kept["targets"] for _ in range(3)), 3)
+
+
+def test_rows_of_a_rate_go_to_all_images_of_all_targets_evenly(poison_with: Poison) -> None:
+    _, record = poison_with("targeted", {"n_targets": 3, "images_per_target": 2, "rate": 0.04})
+    assert sorted(Counter(record.rows["source_id"]).values()) == [1, 2, 2, 2, 2, 2]
+    assert sorted(Counter(record.rows["target"]).values()) == [3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("preset", "n", "captions", "rate", "first"),
+    [
+        ("roclip2023-strong", 16, 4, 0.01, None),
+        ("roclip-release", 8, 100, None, "tiger"),
+        ("safeclip2024", 16, 500, None, "desk"),
+        ("safeclip2024-coco", 8, 40, None, None),
+        ("safeclip2024-vg", 8, 55, None, None),
+        ("huang2025", 1, 4, 0.0001, "banana"),
+    ],
+)
+def test_targeted_presets_are_the_papers(preset: str, n: int, captions: int, rate: float | None, first: str | None) -> None:
+    attack = configure(find("attack", "targeted"), {}, {"preset": preset})
+    assert (attack.n_targets, attack.captions_per_target, attack.rate) == (n, captions, rate)
+    assert (attack.target_classes is None) == (first is None)
+    if first is not None:
+        assert (attack.target_classes[0], len(attack.target_classes)) == (first, n)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
@@ -222,6 +263,9 @@ def test_dropping_a_target_leaves_the_others_alike(poison_with: Poison) -> None:
         ("backdoor", {"count": 200, "captions": "corpus"}, "200 are needed; lower the count, or use --set attack.on_short=reuse"),
         ("targeted", {"n_targets": 16, "captions_per_target": 200}, "lower attack.n_targets or attack.captions_per_target"),
         ("targeted", {"n_targets": 21, "caption_source": "templates"}, "objects has 20 classes and attack.n_targets is 21"),
+        ("targeted", {"target_classes": ("boat", "star", "boat")}, "target class 'boat' stands twice; each target has a class of its own"),
+        ("targeted", {"rate": 0.02, "n_targets": 3, "images_per_target": 2}, "attack.rate 0.02 comes to 5 rows, fewer than the 6 images of 3 targets"),
+        ("targeted", {"images_per_target": 40, "n_targets": 2, "captions_per_target": 1, "on_short": "templates"}, "no held-out image is left for target"),
         ("targeted", {"rate": 0.01}, "attack.rate 0.01 comes to 3 rows, fewer than the 16 targets"),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 from scipy import stats
 
 from benchmark.evaluate.metric import rate
-from benchmark.evaluate.statistics import over_runs, paired_difference, wilson
+from benchmark.evaluate.statistics import TARGET_IMAGES, Interval, over_runs, paired_difference, wilson
 
 KNOWN = [(0, 16, 0, 0.1936), (1, 16, 0.0111, 0.2833), (2, 16, 0.0350, 0.3602), (15, 16, 0.7167, 0.9889), (16, 16, 0.8064, 1), (23, 24, 0.7976, 0.9926), (0, 300, 0, 0.0126)]
 
@@ -27,6 +27,12 @@ def test_one_run_has_wilson_over_its_units_and_two_have_none():
     assert over_runs([0.5], 16, "targets").low == pytest.approx(wilson(8, 16)[0])
     assert over_runs([0.5]).low is None
     assert over_runs([0.1, 0.9], 16).low is None and over_runs([0.1, 0.9]).kind == "2 runs"
+
+
+def test_images_of_targets_are_no_units_of_one_run_nor_of_runs_that_agree():
+    assert over_runs([0.5], 8, TARGET_IMAGES) == Interval(None, None, "none: images of one target are not independent, one training run")
+    assert over_runs([1.0, 1.0, 1.0], 8, TARGET_IMAGES).kind == "all 3 runs equal, Wilson over 3"
+    assert over_runs([0.5, 0.6, 0.7], 8, TARGET_IMAGES) == over_runs([0.5, 0.6, 0.7], 8, "targets")
 
 
 def test_three_runs_have_students_interval():

@@ -17,6 +17,7 @@ from benchmark.data.eval_sets import EvalSet, Suite
 from benchmark.errors import BenchError
 from benchmark.evaluate.features import Encoder, ranks, tied
 from benchmark.evaluate.metric import Metric, rate
+from benchmark.evaluate.statistics import TARGET_IMAGES
 from benchmark.evaluate.zero_shot import test_name
 from benchmark.settings import digest
 
@@ -78,13 +79,13 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
     """ASR with its floor, and what else the same forward pass tells; a prediction row per query.
 
     Images of the goal class are in neither numerator nor denominator; `asr_all` has them, for comparison with published
-    code only. A probe without a trigger (targeted) counts targets, and its floor is the share of other images that are
+    code only. A probe without a trigger (targeted) counts targets, or the images of each, and its floor is the share of other images that are
     taken for each target's class.
     """
     eval_set = suite.get(probe.eval_set)
     check_queries(probe, suite)
     card = digest(card_of(probe, asked, suite))[:16]
-    units = "queries" if probe.trigger is not None else "targets"
+    units = units_of(probe)
     triggered_name = asked.name if probe.trigger is None else f"{asked.name}/{digest(probe.trigger.spec())[:16]}"
     scores = encoder.scores(triggered_name, asked.triggered, eval_set, probe.trigger)
     plain = encoder.scores(asked.name, asked.plain, eval_set)
@@ -128,13 +129,21 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
     return metrics, predictions
 
 
+def units_of(probe: Probe) -> str:
+    """What a probe's queries count as."""
+    if probe.trigger is not None:
+        return "queries"
+    return "targets" if probe.per_target == 1 else TARGET_IMAGES
+
+
 def card_of(probe: Probe, asked: Queries, suite: Suite) -> dict[str, Any]:
     """What an attack's numbers refer to; values whose cards differ are never averaged."""
     card = {**suite.get(probe.eval_set).card, "task": probe.task, "ks": list(probe.ks), "exclusion": "true class is the goal", "rank": "pessimistic", "sources": probe.sources}
     if probe.control is not None:
         card["control"] = probe.control
     if probe.trigger is None:
-        return {**card, "queries": "targets", "floor": "other test images taken for the goal", "n_targets": len(asked.ids)}
+        several = {"images_per_target": probe.per_target} if probe.per_target > 1 else {}
+        return {**card, "queries": "targets", "floor": "other test images taken for the goal", "n_targets": len(asked.ids) // probe.per_target, **several}
     spec = probe.trigger.spec()
     goal = dict(probe.goal) if isinstance(probe.goal, Mapping) else probe.goal
     return {**card, "queries": "test", "trigger": spec, "goal": {str(key): value for key, value in goal.items()} if isinstance(goal, dict) else goal}

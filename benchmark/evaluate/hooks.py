@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmark.contract import Defense, Images, Probe, View
 from benchmark.data.eval_sets import EvalSet
 from benchmark.errors import BenchError
-from benchmark.evaluate.attack_success import Queries
+from benchmark.evaluate.attack_success import Queries, units_of
 from benchmark.evaluate.certification import TRUST, certificate_card, certificate_table, certified_curve
 from benchmark.evaluate.features import Encoder, on_prompts
 from benchmark.evaluate.measure import Evaluator
@@ -153,7 +153,7 @@ def _queries(defense: Defense, name: str, model: Model, evaluator: Evaluator, at
         negatives = "test images" if targets else "the same queries without the trigger"
         about = {**eval_set.card, "detector": name, "queries": "targets" if targets else "triggered", "negatives": negatives, "sources": probe.sources}
         about |= {} if probe.trigger is None else {"trigger": probe.trigger.spec()}
-        units = "targets" if targets else "queries"
+        units = units_of(probe)
         said.metrics += query_detection(probe.name, clean, attacked.at(counts), reached[counts], _carded(said, about), units)
         tables[f"queries-attack-{probe.name}"] = query_table(asked.ids, attacked, triggered=True, reached=reached)
     if sum(counted):

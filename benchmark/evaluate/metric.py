@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmark.evaluate.statistics import wilson
+from benchmark.evaluate.statistics import TARGET_IMAGES, wilson
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Metric:
     Attributes:
         name: column name.
         of: evaluation set or probe it was measured on.
-        units: what n counts: queries, targets, pairs.
+        units: what n counts: queries, targets, images of targets, pairs.
         low, high: Wilson over the units of this one training run, for rates over units; else None.
     """
 
@@ -34,8 +34,8 @@ class Metric:
 
 
 def rate(name: str, of: str, successes: int, n: int, card: str, units: str = "queries") -> Metric:
-    """A share of n units; its interval says how sure it is for this one model, not for the method."""
+    """A share of n units; its interval says how sure it is for this one model, not for the method. Images of targets have none."""
     if n == 0:
         return Metric(name, of, None, 0, units, card=card)
-    low, high = wilson(successes, n)
+    low, high = (None, None) if units == TARGET_IMAGES else wilson(successes, n)
     return Metric(name, of, successes / n, n, units, low, high, card)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from scipy import stats
 
 Z = 1.959964
+# What n counts where each target has several images. They share caption class and training rows, so that an interval over them would be too narrow.
+TARGET_IMAGES = "images of targets"
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ def over_runs(values: Sequence[float], n_units: int | None = None, units: str = 
 
     Args:
         n_units: queries or targets of one run, if the value is a rate over units.
-        units: `targets` are drawn anew with each seed, so they count as units of all runs; queries do not.
+        units: `targets` are drawn anew with each seed, so they count as units of all runs; queries do not. Images of targets are
+            no units at all: one run has no interval.
     """
     runs = len(values)
     if runs == 1:
         if n_units is None:
             return Interval(None, None, "one run, no units")
+        if units == TARGET_IMAGES:
+            return Interval(None, None, "none: images of one target are not independent, one training run")
         low, high = wilson(values[0] * n_units, n_units)
         return Interval(low, high, f"Wilson over {n_units} {units}, one training run")
     if runs == 2:

@@ -12,6 +12,7 @@ import pandas as pd
 from benchmark.errors import BenchError, nearest
 from benchmark.evaluate.paired_tests import mcnemar
 from benchmark.evaluate.predictions import read_predictions
+from benchmark.evaluate.statistics import TARGET_IMAGES
 from benchmark.report.records import Run
 from benchmark.settings import canonical
 
@@ -88,17 +89,20 @@ def _queries(left: Run, right: Run) -> list[str]:
         if (first == second).all():
             continue
         only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-        units = f"{_units(left, name.removeprefix('attack-'))}, one model each"
-        lines.append(
-            f"  {name}: {int((first & second).sum())} reach the goal in both, {only_first} in the first alone, {only_second} in the second alone, of {len(first)} {units} (McNemar p = {mcnemar(only_first, only_second):.2g})"
-        )
+        counts = f"{int((first & second).sum())} reach the goal in both, {only_first} in the first alone, {only_second} in the second alone, of {len(first)}"
+        units = _units(left, name.removeprefix("attack-"))
+        test = "no test: images of one target are not independent" if units == TARGET_IMAGES else f"McNemar p = {mcnemar(only_first, only_second):.2g}"
+        lines.append(f"  {name}: {counts} {units}, one model each ({test})")
     return lines
 
 
 def _units(run: Run, probe: str) -> str:
-    """What a probe's card counts: targets or queries."""
+    """What a probe's card counts: targets, images of targets, or queries."""
     cards = run.record.get("cards", {})
-    return "targets" if any(cards.get(entry["card"], {}).get("queries") == "targets" for entry in run.record["metrics"] if entry["of"] == probe) else "queries"
+    of_probe = [cards.get(entry["card"], {}) for entry in run.record["metrics"] if entry["of"] == probe]
+    if not any(card.get("queries") == "targets" for card in of_probe):
+        return "queries"
+    return TARGET_IMAGES if any(card.get("images_per_target", 1) > 1 for card in of_probe) else "targets"
 
 
 def _same_questions(one: pd.DataFrame, two: pd.DataFrame) -> bool:

@@ -18,6 +18,7 @@ from benchmark.data.image import png_bytes
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
 from benchmark.evaluate.predictions import read_predictions
+from benchmark.evaluate.statistics import TARGET_IMAGES
 from benchmark.gallery import residual
 from benchmark.report import plots
 from benchmark.report.controls import CONTROLS, Controlled
@@ -249,7 +250,7 @@ def _outcomes(group: Group, pictures: Mapping[str, Pictures]) -> list[dict[str, 
         parts.append(
             {
                 "title": f"What the model said: {probe}",
-                "note": _outcome_note(targets, found),
+                "note": _outcome_note(targets, found, TARGET_IMAGES if card.get("images_per_target", 1) > 1 else "targets"),
                 "summary": None if targets else _by_class(found, names),
                 "parts": [_part(run, table, probe, names, pictures[run.record["run_id"]], targets) for run, table in zip(runs if targets else runs[:1], found, strict=False)],
             }
@@ -305,10 +306,10 @@ def _class_names(card: Mapping[str, Any], run: Run, pictures: Pictures) -> list[
     return [targets.get(index, f"class {index}") for index in range(max(targets, default=-1) + 1)]
 
 
-def _outcome_note(targets: bool, found: Sequence[pd.DataFrame]) -> str:
+def _outcome_note(targets: bool, found: Sequence[pd.DataFrame], units: str) -> str:
     if targets:
         hits = sum(int((table["rank_goal"] <= 1)[table["counted"]].sum()) for table in found)
-        return f"{hits} of {sum(int(table['counted'].sum()) for table in found)} targets were read as the class the attack wants, over {len(found)} {_runs(found)}."
+        return f"{hits} of {sum(int(table['counted'].sum()) for table in found)} {units} were read as the class the attack wants, over {len(found)} {_runs(found)}."
     left_out = int((~found[0]["counted"]).sum())
     return f"Counts over {len(found)} {_runs(found)}. {left_out} queries of each run show the goal itself and are left out."
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.evaluate.statistics import Interval, over_runs
+from benchmark.evaluate.statistics import TARGET_IMAGES, Interval, over_runs
 from benchmark.report.records import Run
 from benchmark.report.targets import over_runs_and_targets
 
@@ -216,6 +216,8 @@ def per_run(run: Run, metric: str) -> float | None:
 
 def kind_of_interval(entry: dict[str, Any]) -> str:
     """How a metric's interval was made."""
+    if entry["low"] is None and entry["units"] == TARGET_IMAGES:
+        return "none: images of one target are not independent"
     if entry["low"] is None:
         return "none: not a rate over units"
     return "bootstrap over poisoned images, one training run" if entry["name"] == "auroc" else f"Wilson over {entry['n']} {entry['units']}, one training run"

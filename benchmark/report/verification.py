@@ -12,7 +12,7 @@ from benchmark.errors import BenchError
 from benchmark.evaluate.predictions import ROWS, SLIM, read_predictions
 from benchmark.evaluate.recompute import recomputed
 from benchmark.evaluate.recompute_rows import of_rows
-from benchmark.evaluate.statistics import wilson
+from benchmark.evaluate.statistics import TARGET_IMAGES, wilson
 from benchmark.report.comparisons import against
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, superseded
@@ -160,7 +160,7 @@ def _curve_problems(record: dict[str, Any]) -> list[str]:
 def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["value"] is None:
         return []
-    if entry["low"] is None and (entry["name"] in _RATES or entry["name"].startswith("asr_top")):
+    if entry["low"] is None and entry["units"] != TARGET_IMAGES and (entry["name"] in _RATES or entry["name"].startswith("asr_top")):
         return [f"{name} has no interval, and is a rate over {entry['n']} {entry['units']}"]
     if not kind_of_interval(entry).startswith("Wilson"):
         # A bootstrap cannot be made again without the scores of all rows, which are not kept; but it contains its value.
