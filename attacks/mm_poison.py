@@ -149,7 +149,7 @@ class MmPoison(Attack):
                 raise BenchError(f"no test image of {found.eval_set.name} shows {shown!r}; choose another of attack.target_classes")
             (source,) = lab.choose("image", by_id, 1)
             image = np.array(found.eval_set.test.images[by_id[source]])
-            lab.warnings.append(f"mm_poison: test image {source} is trained on, because it is the goal of the attack")
+            lab.declare_test_image(image, source)
         else:
             (row,) = images_of(lab, found.eval_set, shown, 1)
             source, image = lab.held_out.ids[row], lab.held_out.image(row)

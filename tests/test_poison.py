@@ -16,10 +16,11 @@ from benchmark.data.image import decode
 from benchmark.data.manifest import make_ids
 from benchmark.data.pack import pack
 from benchmark.data.pairs import Source
-from benchmark.data.poison import Poisoned, SealedRecord, apply
+from benchmark.data.poison import Poisoned, SealedRecord, apply, open_record, poison
 from benchmark.data.tokens import Tokenizer
 from benchmark.errors import BenchError
 from benchmark.progress import silent
+from benchmark.registry import configure, find
 from benchmark.seeding import generator
 from benchmark.stages import Stages
 
@@ -134,3 +135,42 @@ def test_streams_are_named_by_what_they_decide(source: Source, suite: Suite) -> 
     lab = AttackLab(source, suite, "targeted", 0)
     assert lab.rng("a", 1).random() == lab.rng("a", 1).random()
     assert len({lab.rng(purpose, key).random() for purpose in "ab" for key in (1, 2)}) == 4
+
+
+def also_measured(suite: Suite, images: dict[int, np.ndarray[Any, Any]]) -> Suite:
+    """The suite with these images in place of some test images of its main set."""
+    shown = np.array(suite.main.test.images)
+    for row, image in images.items():
+        shown[row] = image
+    main = dataclasses.replace(suite.main, test=dataclasses.replace(suite.main.test, images=shown, pool="mine"))
+    return dataclasses.replace(suite, sets={**suite.sets, main.name: main}, content="mine" + str(sorted(images)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("targeted", {"n_targets": 3, "captions_per_target": 2}),
+        ("backdoor", {"count": 9}),
+        ("backdoor", {"count": 9, "edits": "append"}),
+        ("noisy_alignment", {"count": 5}),
+        ("dual_key", {"count": 3, "negatives": 1}),
+    ],
+)
+def test_an_image_that_is_measured_is_not_poisoned(poison_with: Poison, source: Source, suite: Suite, tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+    _, record = poison_with(name, options)
+    taken = record.rows["source_id"].iloc[1].split("+")[0]
+    pairs = source.train if taken in source.train.ids else source.held_out
+    plugin = find("attack", name)
+    attack = configure(plugin, {}, options)
+    measured = also_measured(suite, {4: pairs.image(pairs.ids.index(taken))})
+    with pytest.raises(BenchError, match=rf"image {taken}.*, which the attack takes, is test image {measured.main.test.ids[4]} of objects"):
+        poison(plugin, attack, 0, source, measured, False, Stages(tmp_path))
+    free = next(row_id for row_id in source.train.ids if row_id not in set(record.rows["source_id"]))
+    untouched = poison(plugin, attack, 0, source, also_measured(suite, {5: source.train.image(source.train.ids.index(free))}), False, Stages(tmp_path))
+    assert open_record(untouched.record).header["poisoned_manifest_sha256"] == record.header["poisoned_manifest_sha256"]
+
+
+def test_a_test_image_that_is_the_goal_may_be_trained_on_if_the_attack_says_so(poison_with: Poison, suite: Suite) -> None:
+    _, record = poison_with("mm_poison", {"variant": "I", "image_from": "test"})
+    assert record.header["warnings"] == [f"mm_poison: test image {record.kept['image_id']} is trained on, because it is the goal of the attack"]
+    assert record.kept["image_id"] in suite.main.test.ids

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmark.contract import Trigger
 from benchmark.data.eval_sets import Suite
+from benchmark.data.image import pixels_sha256
 from benchmark.data.mentions import Match, mentions
 from benchmark.data.objects import Cutout, Shelf, backgrounds_in, drawn_backgrounds, drawn_objects, is_drawn, objects_in
 from benchmark.data.pairs import Pairs, Source
@@ -78,6 +79,7 @@ class AttackLab:
         suite: evaluation sets: class names, synonyms, templates.
         kept: what `keep` was given; sealed, and handed to `probes`.
         warnings: lines for the run record.
+        declared: pixel hashes of test images that the attack says it trains on.
         surrogate_about: what the sealed record says of the surrogate; None if none was asked for.
         seconds_waited: time spent on the surrogate.
     """
@@ -93,6 +95,7 @@ class AttackLab:
     triggers: dict[str, dict[str, Any]] = field(default_factory=dict)
     stamps: dict[str, str] = field(default_factory=dict)
     n_requested: int = 0
+    declared: set[str] = field(default_factory=set)
     surrogate_about: dict[str, Any] | None = None
     seconds_waited: float = 0.0
 
@@ -179,6 +182,11 @@ class AttackLab:
         if not isinstance(value, np.ndarray):
             value = json.loads(json.dumps(value, allow_nan=False))
         self.kept[name] = value
+
+    def declare_test_image(self, image: NDArray[np.uint8], name: str) -> None:
+        """Says that a test image, uint8 (S, S, 3), is trained on because it is itself the goal; every other one is refused."""
+        self.declared.add(pixels_sha256(image))
+        self.warnings.append(f"{self.attack}: test image {name} is trained on, because it is the goal of the attack")
 
     def objects(self, classname: str, folder: Path | None = None) -> Shelf[Cutout]:
         """Objects of a class with masks, that no training row shows.

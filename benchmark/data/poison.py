@@ -83,7 +83,7 @@ def poison(plugin: Plugin, attack: Attack, seed: int, source: Source, suite: Sui
     }
     if surrogates is not None:
         facts["surrogate"] = surrogates.facts()
-    folder = stages.make("poison", facts, partial(_build, AttackLab(source, suite, plugin.name, seed, sham, surrogates), attack))
+    folder = stages.make("poison", facts, partial(_build, AttackLab(source, suite, plugin.name, seed, sham, surrogates), attack, stages))
     return Poisoned(folder / "poisoned", folder / "poisoned.record")
 
 
@@ -102,7 +102,7 @@ def attack_seconds(poisoned: Poisoned) -> float | None:
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
 
 
-def _build(lab: AttackLab, attack: Attack, folder: Path) -> None:
+def _build(lab: AttackLab, attack: Attack, stages: Stages, folder: Path) -> None:
     source, seed = lab.source, lab.seed
     began = time.perf_counter()
     edits = list(attack.poison(source.train, lab))
@@ -112,6 +112,7 @@ def _build(lab: AttackLab, attack: Attack, folder: Path) -> None:
     ids, refs, captions, rows = apply(source.train, edits, folder / "poisoned", seed, lab.stamps)
     manifest_sha256 = write_manifest(folder / "poisoned" / "manifest.tsv", ids, refs, captions)
     _check_disjoint(rows, source)
+    _check_untested(rows, lab, stages)
     table = pd.DataFrame(rows, columns=_COLUMNS).sort_values("id", kind="stable")
     table.to_parquet(folder / "poisoned.record" / "rows.parquet", index=False)
     arrays = {key: value for key, value in lab.kept.items() if isinstance(value, np.ndarray)}
@@ -241,3 +242,37 @@ def _check_disjoint(rows: list[dict[str, Any]], source: Source) -> None:
         shared = appended.keys() & set(hashes)
         if shared:
             raise BenchError(f"held-out image {appended[next(iter(shared))]} also stands among the training pairs; take the duplicates out of the manifest")
+
+
+def _check_untested(rows: list[dict[str, Any]], lab: AttackLab, stages: Stages) -> None:
+    """No image that an attack appends, edits or starts from may be one that is measured, unless the attack declares it."""
+    if not rows:
+        return
+    tested = _tested(lab.suite, stages)
+    source = lab.source
+    hashes = (source.folder / "pixels.txt").read_text().split()[len(source.train) :]
+    held_out = dict(zip(source.held_out.ids, hashes, strict=False))
+    for row in rows:
+        # A composed image has several sources, joined with a plus.
+        parts = [held_out.get(name, "") for name in {row["source_id"], *row["source_id"].split("+")}]
+        shown = {row["pixels_sha256_before"], row["pixels_sha256_after"], *parts} & tested.keys() - lab.declared
+        if shown:
+            raise BenchError(
+                f"image {row['source_id']}, which the attack takes, is test image {tested[min(shown)]}; what is trained on must not be measured, so take it out of the pairs or of the evaluation set"
+            )
+
+
+def _tested(suite: Suite, stages: Stages) -> dict[str, str]:
+    """Evaluation set and id of every test image, by the hash of its pixels; hashed once for a suite."""
+
+    def build(folder: Path) -> None:
+        found: dict[str, str] = {}
+        # Sets may share their images, which are then hashed once.
+        for one in {one.test.name: one for one in reversed(suite.sets.values())}.values():
+            for row_id, image in zip(one.test.ids, one.test.images, strict=True):
+                found.setdefault(pixels_sha256(image), f"{row_id} of {one.name}")
+        (folder / "test.json").write_text(canonical(found))
+
+    folder = stages.make("test_pixels", {"stage": "test_pixels", "version": VERSION, "suite": suite.content}, build)
+    found: dict[str, str] = json.loads((folder / "test.json").read_text())
+    return found
