@@ -106,6 +106,19 @@ def test_the_dose_is_the_option_that_changes_the_number_of_rows_and_others_split
     assert "20 [20, 20]" in shown and "2 doses, a fit wants 5" in shown and "5: 10.0 %" in shown
 
 
+@pytest.mark.parametrize(("units", "per_target"), [("targets", 5.0), ("images of targets", 5.0), ("queries", None)])
+def test_rows_are_counted_for_each_target_only_where_targets_are_what_counts(units, per_target):
+    runs = [dosed(n, seed, float(response(n, middle=20.0))) for n in (5, 10, 20, 40, 80) for seed in range(3)]
+    for one in runs:
+        one.record["poison"]["targets"] = [{"class": str(index)} for index in range(4)]
+        for entry in one.values("asr"):
+            entry["units"] = units
+    curves = dose_curves(runs)
+    found = dose_table(curves)["per_target"][0]
+    assert found is None or np.isnan(found) if per_target is None else found == pytest.approx(per_target, rel=0.05)
+    assert (" | 5.0 | " in dose_markdown(curves)) == (per_target is not None)
+
+
 def test_runs_of_one_dose_have_no_curve():
     with pytest.raises(BenchError, match="more than one dose"):
         dose_curves([dosed(10, seed, 0.5) for seed in range(3)])

@@ -11,7 +11,7 @@ import pandas as pd
 
 from benchmark.errors import BenchError
 from benchmark.evaluate.dose import DoseFit, enough, fit_dose
-from benchmark.evaluate.statistics import Interval
+from benchmark.evaluate.statistics import TARGET_IMAGES, Interval
 from benchmark.report.controls import without_controls
 from benchmark.report.markdown import escape, percent
 from benchmark.report.records import Run
@@ -57,7 +57,7 @@ class DoseCurve:
     Attributes:
         attack: the attack's label without the option that is the dose.
         option: that option.
-        n_targets: of a targeted attack, else 0.
+        n_targets: of an attack whose success is counted over targets; 0 for any other, whose rows belong to no one of them.
         fit: None where `note` says why there is none.
     """
 
@@ -176,7 +176,8 @@ def _curve(key: tuple[str, ...], option: str, runs: Sequence[Run]) -> DoseCurve 
     values_of = {point.n_poison: list(point.values) for point in points}
     problem = f"several doses come to {', '.join(map(str, sorted(twice)))} rows" if twice else enough(values_of)
     fit = None if problem else fit_dose(values_of)
-    n_targets = len(runs[0].record["poison"]["targets"])
+    per_target = all(entry["units"] in ("targets", TARGET_IMAGES) for entry in runs[0].values(metric))
+    n_targets = len(runs[0].record["poison"]["targets"]) if per_target else 0
     attack, defense, scale, dataset, model = key
     return DoseCurve(attack, defense, scale, dataset, model, option, metric, tuple(points), n_targets, fit, problem or (fit.note if fit else ""))
 
