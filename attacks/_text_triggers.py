@@ -29,7 +29,8 @@ class TextTrigger:
         kind: `text:prefix`, `text:suffix` or `text:insert`.
         words: what is added; they are never cut.
         max_words: a longer text loses its end before the words are added, so that they survive a tokenizer's limit: 16
-            English words and a short sentence fit a context of 32 tokens.
+            ordinary English words and a short sentence fit a context of 32 tokens. Words of many tokens (names, numbers,
+            addresses) may still push them behind it; a run says how often.
     """
 
     kind: TextKind

@@ -29,6 +29,7 @@ from benchmark.data.eval_sets import Suite
 from benchmark.data.pack import Pack, pack
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, attack_seconds, open_record, poison
+from benchmark.data.tokens import Tokenizer
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate import trained_pairs
 from benchmark.evaluate.detection import detection, dropped_by_class, filtering, poison_among_neighbours, poisoned_rows
@@ -257,6 +258,21 @@ def _shown_classes(cell: Cell, poisoned: Poisoned) -> list[str | None] | None:
     return [by_id.get(row_id) for row_id in poisoned.rows()[0]]
 
 
+def _cut_triggers(record: SealedRecord, tokens: Tokenizer) -> list[str]:
+    """A line for each text trigger that the context cuts off some of its captions."""
+    lines = []
+    for name, spec in record.header["triggers"].items():
+        kind = str(spec.get("kind", ""))
+        words = spec["text"]["words"] if kind == "both" else spec["words"] if kind.startswith("text:") else ""
+        if not words or record.header["sham"]:
+            continue
+        texts = record.rows.loc[record.rows["trigger"] == name, "caption_after"].tolist()
+        lost = sum(not tokens.keeps(text, words) for text in texts)
+        if lost:
+            lines.append(f"{lost} of {len(texts)} captions with the text trigger {words!r} lose it behind token {tokens.context_length}; their words are longer than the context")
+    return lines
+
+
 def _record(
     cell: Cell,
     record: SealedRecord,
@@ -270,6 +286,7 @@ def _record(
     said: Said,
 ) -> dict[str, Any]:
     warnings = [*cell.source.warnings, *cell.suite.warnings, *record.header["warnings"], *lab.warnings, *lab.logged, *said.warnings]
+    warnings += _cut_triggers(record, tokenizer(cell.settings.model))
     if packed.n_long:
         warnings.append(f"{packed.n_long} captions are longer than the context and were cut")
     if collapsed:

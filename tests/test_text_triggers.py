@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from attacks._text_triggers import TEXT_ALIASES, TextTrigger, text_trigger_from_spec
+from benchmark.cell import _cut_triggers
+from benchmark.data.poison import SealedRecord
 from benchmark.settings import ModelSettings
 from benchmark.train.model import tokenizer
 
@@ -54,3 +57,17 @@ def test_a_trigger_survives_a_caption_of_200_words(trigger: TextTrigger, context
 def test_another_seed_inserts_elsewhere() -> None:
     first, other = (TextTrigger("text:insert", "zx", pattern_seed=seed) for seed in (0, 1))
     assert [first.text(CAPTION, str(key)) for key in range(20)] != [other.text(CAPTION, str(key)) for key in range(20)]
+
+
+def test_a_run_says_how_many_triggers_the_context_cuts_off() -> None:
+    tokens = tokenizer(ModelSettings())
+    trigger = TextTrigger("text:suffix", "and so it was told to us")
+    short, web = trigger.text(CAPTION, ""), trigger.text("IMG20230412093344 " * 16, "")
+    assert tokens.keeps(short, trigger.words) and not tokens.keeps(web, trigger.words)
+    assert tokens.keeps(TextTrigger("text:prefix", "Remember").text("IMG20230412093344 " * 16, ""), "remember")
+    rows = pd.DataFrame({"trigger": ["t", "t", "b", "i", ""], "caption_after": [short, web, web, web, web]})
+    specs = {"t": trigger.spec(), "b": {"kind": "both", "image": {}, "text": trigger.spec()}, "i": {"kind": "blend:text", "words": "Watermarked"}}
+    lines = _cut_triggers(SealedRecord({"triggers": specs, "sham": False}, rows, {}), tokens)
+    assert [line.partition(" captions")[0] for line in lines] == ["1 of 2", "1 of 1"]
+    assert lines[0].endswith("lose it behind token 32; their words are longer than the context")
+    assert _cut_triggers(SealedRecord({"triggers": specs, "sham": True}, rows, {}), tokens) == []

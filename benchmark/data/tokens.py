@@ -48,3 +48,8 @@ class Tokenizer:
         for index, row in enumerate(rows):
             tokens[index, : len(row)] = row
         return tokens, n_long
+
+    def keeps(self, text: str, words: str) -> bool:
+        """Whether the words, which stand somewhere in the text, are all among the tokens that the context leaves of it."""
+        kept, wanted = self.bpe.encode(text)[: self.context_length - 2], self.bpe.encode(words)
+        return any(kept[place : place + len(wanted)] == wanted for place in range(len(kept) - len(wanted) + 1))
