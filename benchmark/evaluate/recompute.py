@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from benchmark.evaluate.predictions import PRECISION
+from benchmark.evaluate.statistics import TARGET_IMAGES
 
 _FLOAT = 1e-6  # means that were taken in float32
 _UNTOLD = 0.05  # a value that rounding can move by more is not told by the predictions
@@ -49,7 +50,7 @@ def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], met
             of_probe = [one for one in metrics if one["of"] == of]
             card: Mapping[str, Any] = next((cards[one["card"]] for one in of_probe if one["card"] in cards), {})
             if card.get("control"):
-                values = {card["control"]: _share(table[table["counted"]]["rank_goal"], 1, "targets" if card.get("queries") == "targets" else "queries")}
+                values = {card["control"]: _share(table[table["counted"]]["rank_goal"], 1, _units(card))}
             elif "floor" in table:
                 values = _retrieval(table, card)
             else:
@@ -65,6 +66,12 @@ def recomputed(tables: Mapping[str, pd.DataFrame], cards: Mapping[str, Any], met
             continue
         found |= {(metric, of): value for metric, value in values.items()}
     return found
+
+
+def _units(card: Mapping[str, Any]) -> str:
+    if card.get("queries") != "targets":
+        return "queries"
+    return TARGET_IMAGES if card.get("images_per_target", 1) > 1 else "targets"
 
 
 def _n_classes(of: str, cards: Mapping[str, Any]) -> int:
@@ -92,7 +99,7 @@ def _linear_probe(table: pd.DataFrame) -> dict[str, Recomputed]:
 
 def _attack(table: pd.DataFrame, plain: pd.DataFrame | None, card: Mapping[str, Any], rounded: bool) -> dict[str, Recomputed]:
     targets = card.get("queries") == "targets"
-    units = "targets" if targets else "queries"
+    units = _units(card)
     counted = table[table["counted"]]
     known = counted[counted["true"] >= 0]
     values = {"asr": _share(counted["rank_goal"], 1, units)}
@@ -147,7 +154,7 @@ def _attacked_queries(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], c
     seen = table[counted]
     rejected = seen["rejected"].to_numpy(bool)
     passed = seen["reached_goal"].to_numpy(bool) & ~rejected
-    units = "targets" if card.get("queries") == "targets" else "queries"
+    units = _units(card)
     values = {name: Recomputed(float(hits.mean()), n=len(seen), units=units) for name, hits in (("query_tpr_own", rejected), ("asr_after_rejection", passed))}
     clean = tables.get(f"queries-{card.get('eval_set')}")
     if clean is not None and card.get("negatives") != "test images":

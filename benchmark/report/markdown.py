@@ -164,7 +164,7 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
     lines = []
     for group in sorted((group for group in found if group.key in rows and group.key[1] in others), key=lambda group: (*group.key[2:], others.index(group.key[1]))):
         by_metric = rows[group.key]
-        visible = [value for run in group.runs if (value := per_run(run, "trigger_visible_share")) is not None]
+        visible = [value for run in group.runs if not _whole_image(run) and (value := per_run(run, "trigger_visible_share")) is not None]
         cells = [_difference(by_metric[name]) if name in by_metric else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
         attack = group.key[0] + (f" ({', '.join(group.key[2:])})" if several else "")
         lines.append(_line([escape(attack), escape(group.key[1]), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)]))
@@ -173,6 +173,12 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
     header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
     about = "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all defenses and attacks compared with it in that column):"
     return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *(f"- {escape(note)}" for note in refused)]
+
+
+def _whole_image(run: Run) -> bool:
+    """Whether the trigger is a blend over the whole image, of which every crop shows a part; older records have a share of whole ones all the same."""
+    kinds = [str(spec.get("kind", "")) for spec in run.record["poison"].get("triggers", {}).values()]
+    return bool(kinds) and all(kind.startswith("blend:") for kind in kinds)
 
 
 def _difference(one: Comparison) -> str:
