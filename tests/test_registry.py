@@ -186,6 +186,7 @@ LEFT_TO_SCALES = {
     ("defense", "cleanclip"): {"n_clean"},
     ("defense", "par"): {"n_clean"},
     ("defense", "roclip"): {"first_matched_epoch"},  # a model that has learned nothing yet collapses when it is matched
+    ("attack", "targeted"): {"captions_per_target"},  # of no effect beside the rate that some presets give
     ("attack", "backdoor"): {"rate", "size", "cell"},
     ("attack", "corrupt_encoder"): {"caption", "n_support_references"},
     ("attack", "noisy_alignment"): {"caption"},

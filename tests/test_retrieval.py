@@ -19,9 +19,9 @@ from benchmark.evaluate.features import Encoder
 from benchmark.evaluate.measure import Evaluator, has_linear_probe, read
 from benchmark.evaluate.retrieval import chance, fused, min_rank, retrieval_card, retrieval_queries, retrieval_success
 from benchmark.progress import silent
-from benchmark.report.comparisons import _hits
 from benchmark.report.difference import _queries
 from benchmark.report.records import Run
+from benchmark.report.targets import hits
 from benchmark.settings import DataSettings
 from benchmark.stages import Stages
 
@@ -267,12 +267,12 @@ def run_of(folder, ranks, control=False):
     (folder / "predictions").mkdir(parents=True)
     table = pd.DataFrame({"query_id": ["a", "b", "a", "b"], "floor": [False, False, True, True], "counted": True, "first": "i0", "rank_goal": ranks})
     table.to_parquet(folder / "predictions" / "attack-words.parquet")
-    return Run({"metrics": [{"name": "asr_cross" if control else "asr", "of": "words", "value": 0.5}]}, {}, folder)
+    return Run({"metrics": [{"name": "asr_cross" if control else "asr", "of": "words", "value": 0.5, "card": "", "units": "queries"}]}, {}, folder)
 
 
 def test_runs_are_compared_by_attacked_queries_and_not_by_the_floor_or_a_control(tmp_path):
     left, right = run_of(tmp_path / "one", [1, 1, 1, 9]), run_of(tmp_path / "two", [1, 2, 9, 1])
-    assert _hits(left) == {"attack-words/a": True, "attack-words/b": True} and _hits(right)["attack-words/b"] is False
-    assert _hits(run_of(tmp_path / "three", [1, 1, 1, 1], control=True)) == {}
+    assert hits(left) == {"words": {"a": True, "b": True}} and hits(right)["words"]["b"] is False
+    assert hits(run_of(tmp_path / "three", [1, 1, 1, 1], control=True)) == {}
     (line,) = _queries(left, right)
-    assert "1 reach the goal in both, 1 in the first alone, 0 in the second alone, of 2 targets" in line
+    assert "1 reach the goal in both, 1 in the first alone, 0 in the second alone, of 2 queries" in line

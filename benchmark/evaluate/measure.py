@@ -143,7 +143,7 @@ def check_probe(probe: Probe, suite: Suite) -> None:
     """Raises what measuring the probe would raise, without a model; no trigger is stamped on test images.
 
     Raises:
-        BenchError: a probe whose parts do not fit its task or its evaluation set, or none of whose queries counts.
+        BenchError: a probe whose parts do not fit its task or its evaluation set, or a retrieval none of whose queries counts.
     """
     if probe.task == "classify":
         check_queries(probe, suite)
