@@ -12,7 +12,7 @@ import typer
 from benchmark.cli_audit import audit_command
 from benchmark.cli_data import diff_command, export_command, poison_command, verify_command
 from benchmark.cli_eval import eval_command
-from benchmark.cli_evidence import compare_command, plan_command, rerun_command, verified
+from benchmark.cli_evidence import compare_command, plan_command, rerun_command
 from benchmark.cli_options import (
     AllowOutside,
     Cache,
@@ -31,7 +31,7 @@ from benchmark.cli_options import (
     Templates,
     check_device,
 )
-from benchmark.cli_report import drawn
+from benchmark.cli_report import report_command
 from benchmark.cli_status import status_command
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError, PluginError
@@ -169,67 +169,7 @@ app.command("export")(export_command)
 app.command("audit")(audit_command)
 
 
-@app.command()
-def report(
-    format: Annotated[str, typer.Option(help="md, csv, long (CSV with one row per metric) or html (one page with everything).")] = "md",
-    out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
-    defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
-    scale: Annotated[list[str] | None, typer.Option(help="Only these scales.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only runs with this setting, as train.epochs=12. Repeatable.")] = None,
-    against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, with tests, as CSV.")] = None,
-    fit: Annotated[str | None, typer.Option(help="dose: success against the number of poisoned rows, and the count for 50 %.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Recompute values and tables from saved predictions, and say what differs.")] = False,
-    figure: Annotated[str | None, typer.Option(help="heatmap, curves, dose or pareto for a paper; --out ends in .pdf, .svg or .png.")] = None,
-    pictures: Annotated[bool, typer.Option("--pictures", help="With --format html: make missing pictures again, by poisoning drawn pairs anew.")] = False,
-    results: Results = Path("results"),
-    cache: Cache = None,
-) -> None:
-    """Tables from recorded runs."""
-    from benchmark.report.comparisons import against as comparisons
-    from benchmark.report.controls import controls
-    from benchmark.report.dose import fitted
-    from benchmark.report.markdown import to_markdown
-    from benchmark.report.records import load, select, superseded
-    from benchmark.report.tables import groups, long_table, to_csv
-    from benchmark.report.wide import wide_table
-
-    if verify:
-        if attack or defense or scale or where:
-            raise BenchError("--verify checks every run of a folder and takes no --attack, --defense, --scale or --where")
-        verified(results)
-        return
-    if format not in ("md", "csv", "long", "html"):
-        raise BenchError(f"expected --format md, csv, long or html, got {format!r}")
-    runs, old = superseded(select(load(results), attack or (), defense or (), scale or (), where or ()))
-    if not runs:
-        raise BenchError(f"no recorded run in {results} matches")
-    if figure is not None or format == "html":
-        drawn(figure, runs, old, out, results, (cache or Path("results/cache")) if pictures else None)
-        return
-    notes = old + groups(runs)[1]
-    if fit is not None:
-        text = fitted(runs, fit, format)
-    elif against is not None:
-        table, left_out = comparisons(runs, against)
-        text, notes = to_csv(table), notes + left_out
-    elif format == "md":
-        text, notes = to_markdown(runs), old
-    elif format == "csv":
-        text, notes = to_csv(wide_table(runs)), notes + controls(groups(runs)[0]).notes
-    else:
-        text = to_csv(long_table(runs))
-    for note in notes:
-        typer.echo(note, err=True)
-    if out is None:
-        typer.echo(text, nl=False)
-        return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot write {out}: {error.strerror}") from None
-
-
+app.command("report")(report_command)
 app.command("compare")(compare_command)
 app.command("rerun")(rerun_command)
 app.command("plan")(plan_command)

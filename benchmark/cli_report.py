@@ -1,17 +1,73 @@
-"""What `bench report` draws: the page and figures for papers."""
+"""`bench report`: tables, the page and figures for papers, out of recorded runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from benchmark.cli_evidence import verified
+from benchmark.cli_options import Cache, Results
 from benchmark.errors import BenchError
 
 if TYPE_CHECKING:
     from benchmark.report.records import Run
+
+
+def report_command(
+    format: Annotated[str, typer.Option(help="md, csv, long (CSV with one row per metric) or html (one page with everything).")] = "md",
+    out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
+    defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
+    scale: Annotated[list[str] | None, typer.Option(help="Only these scales.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only runs with this setting, as train.epochs=12. Repeatable.")] = None,
+    against: Annotated[str | None, typer.Option(help="Paired differences of every defense to this one, with tests, as CSV.")] = None,
+    fit: Annotated[str | None, typer.Option(help="dose: success against the number of poisoned rows, and the count for 50 %.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute values and tables from saved predictions, and say what differs.")] = False,
+    figure: Annotated[str | None, typer.Option(help="heatmap, curves, dose or pareto for a paper; --out ends in .pdf, .svg or .png.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="With --format html: make missing pictures again, by poisoning drawn pairs anew.")] = False,
+    results: Results = Path("results"),
+    cache: Cache = None,
+) -> None:
+    """Tables from recorded runs."""
+    from benchmark.report.comparisons import against as comparisons
+    from benchmark.report.controls import controls
+    from benchmark.report.dose import fitted
+    from benchmark.report.markdown import to_markdown
+    from benchmark.report.records import load, select, superseded
+    from benchmark.report.tables import groups, long_table, to_csv
+    from benchmark.report.wide import wide_table
+
+    if verify:
+        if attack or defense or scale or where:
+            raise BenchError("--verify checks every run of a folder and takes no --attack, --defense, --scale or --where")
+        verified(results)
+        return
+    if format not in ("md", "csv", "long", "html"):
+        raise BenchError(f"expected --format md, csv, long or html, got {format!r}")
+    runs, old = superseded(select(load(results), attack or (), defense or (), scale or (), where or ()))
+    if not runs:
+        raise BenchError(f"no recorded run in {results} matches")
+    if figure is not None or format == "html":
+        drawn(figure, runs, old, out, results, (cache or Path("results/cache")) if pictures else None)
+        return
+    notes = old + groups(runs)[1]
+    if fit is not None:
+        text = fitted(runs, fit, format)
+    elif against is not None:
+        table, left_out = comparisons(runs, against)
+        text, notes = to_csv(table), notes + left_out
+    elif format == "md":
+        text, notes = to_markdown(runs), old
+    elif format == "csv":
+        text, notes = to_csv(wide_table(runs)), notes + controls(groups(runs)[0]).notes
+    else:
+        text = to_csv(long_table(runs))
+    for note in notes:
+        typer.echo(note, err=True)
+    _write(text, out)
 
 
 def drawn(figure: str | None, runs: Sequence[Run], notes: Sequence[str], out: Path | None, results: Path, pictures: Path | None) -> None:
@@ -37,6 +93,12 @@ def drawn(figure: str | None, runs: Sequence[Run], notes: Sequence[str], out: Pa
 
         notes = [*notes, *remake_pictures(runs, pictures, Progress())]
     text = html(runs, notes, source=results.name if results.is_absolute() else str(results))
+    _write(text, out)
+    if out is not None:
+        typer.echo(f"wrote {out} ({len(text.encode()) / 1e6:.1f} MB)")
+
+
+def _write(text: str, out: Path | None) -> None:
     if out is None:
         typer.echo(text, nl=False)
         return
@@ -44,4 +106,3 @@ def drawn(figure: str | None, runs: Sequence[Run], notes: Sequence[str], out: Pa
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"cannot write {out}: {error.strerror}") from None
-    typer.echo(f"wrote {out} ({len(text.encode()) / 1e6:.1f} MB)")
