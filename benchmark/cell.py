@@ -27,6 +27,7 @@ from benchmark.contract import Attack, Defense
 from benchmark.curve import Pairs, SnapshotsGone, curve_of, forget_training, no_curve
 from benchmark.data.eval_sets import Suite
 from benchmark.data.pack import Pack, pack
+from benchmark.data.pairs import Pairs as DataPairs
 from benchmark.data.pairs import Source
 from benchmark.data.poison import Poisoned, SealedRecord, attack_seconds, open_record, poison
 from benchmark.data.tokens import Tokenizer
@@ -211,11 +212,8 @@ def _grant(cell: Cell, n: int) -> Granted:
     if n > len(clean):
         raise BenchError(f"the defense asks for {n} clean pairs and {len(clean)} are set apart; lower what it asks for")
     rows = np.sort(generator("grant", cell.settings.seed).permutation(len(clean))[:n])
-    labels = None
-    for values in clean.tags.values():
-        if set(values) <= set(cell.suite.main.classnames):
-            labels = np.array([cell.suite.main.classnames.index(values[row]) for row in rows])
-            break
+    tags = _class_tags(cell, clean)
+    labels = None if tags is None else np.array([cell.suite.main.classnames.index(tags[row]) for row in rows])
     view = PairsView(clean.images[rows], tuple(clean.captions[row] for row in rows))
     return Granted(view, f"{cell.source.content}:{cell.settings.seed}:{n}", labels)
 
@@ -250,12 +248,17 @@ def _row_metrics(cell: Cell, lab: Lab, record: SealedRecord, poisoned: Poisoned,
 
 def _shown_classes(cell: Cell, poisoned: Poisoned) -> list[str | None] | None:
     """The main set's class that each row shows, None for rows of which that is not known; None for data without such tags."""
-    pairs, classes = cell.source.train, set(cell.suite.main.classnames)
-    tags = next((values for values in pairs.tags.values() if set(values) <= classes), None)
-    if not tags:
+    tags = _class_tags(cell, cell.source.train)
+    if tags is None:
         return None
-    by_id = dict(zip(pairs.ids, tags, strict=True))
+    by_id = dict(zip(cell.source.train.ids, tags, strict=True))
     return [by_id.get(row_id) for row_id in poisoned.rows()[0]]
+
+
+def _class_tags(cell: Cell, pairs: DataPairs) -> list[str] | None:
+    """The main set's class that each of these pairs shows; None for data without such tags."""
+    classes = set(cell.suite.main.classnames)
+    return next((values for values in pairs.tags.values() if set(values) <= classes), None)
 
 
 def _cut_triggers(record: SealedRecord, tokens: Tokenizer) -> list[str]:
