@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,9 @@ from benchmark.cli_options import (
     Results,
     SkipBroken,
     Templates,
+    WriterOf,
     check_device,
+    check_writer,
 )
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
@@ -53,7 +55,7 @@ def eval_command(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: what a snapshot was trained in, else fp32.")] = None,
     mean: Annotated[str | None, typer.Option(help="Normalisation of images, as 0,0,0. Default: what the file says, else CLIP's.")] = None,
     std: Annotated[str | None, typer.Option(help="Normalisation of images, as 1,1,1.")] = None,
-    writer: Annotated[str, typer.Option(help="Who wrote an epoch_N.pt that could be of either: open_clip or cyclip (quick GELU).")] = "auto",
+    writer: WriterOf = "auto",
     logit_scale_is_exp: Annotated[bool, typer.Option("--logit-scale-is-exp", help="The file holds the inverse temperature and not its logarithm.")] = False,
     sham: Annotated[bool, typer.Option("--sham", help="Poison without its trigger, as in bench run --sham.")] = False,
     export: Annotated[Path | None, typer.Option(help="Also write the checkpoint to this new folder, with a self-test that is checked whenever it is read.")] = None,
@@ -64,8 +66,7 @@ def eval_command(
     """Measure a trained checkpoint, of whatever origin, as a run is measured, and record it beside the runs."""
     if precision not in (None, "fp32", "bf16"):
         raise BenchError(f"expected --precision fp32 or bf16, got {precision!r}")
-    if writer not in ("auto", "open_clip", "cyclip"):
-        raise BenchError(f"expected --writer auto, open_clip or cyclip, got {writer!r}")
+    wrote = check_writer(writer)
     colours = _colour("--mean", mean), _colour("--std", std)
     check_device(device)
     from benchmark import external
@@ -90,7 +91,7 @@ def eval_command(
         precision=precision,
         mean=colours[0],
         std=colours[1],
-        writer=cast(Literal["auto", "open_clip", "cyclip"], writer),
+        writer=wrote,
         exponential=logit_scale_is_exp,
         sham=sham,
         export=export,

@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -22,7 +22,15 @@ CaptionColumn = Annotated[str | None, typer.Option(help="Column of captions. Def
 Quoting = Annotated[str | None, typer.Option(help="minimal: fields may be quoted, over lines too. none: a quote is a character. Default: minimal, and stray quotes are refused.")]
 AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Image paths may be absolute or leave their folder.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out rows and images that cannot be used, and count them.")]
+WriterOf = Annotated[str, typer.Option("--writer", help="Who wrote an epoch_N.pt that could be of either: open_clip or cyclip (quick GELU).")]
 MaxBroken = Annotated[float, typer.Option(help="Largest share of the rows that --skip-broken leaves out.")]
+
+
+def check_writer(writer: str) -> Literal["auto", "open_clip", "cyclip"]:
+    """The writer, or one sentence that lists them."""
+    if writer not in ("auto", "open_clip", "cyclip"):
+        raise BenchError(f"expected --writer auto, open_clip or cyclip, got {writer!r}")
+    return cast(Literal["auto", "open_clip", "cyclip"], writer)
 
 
 def check_device(device: str | None) -> None:

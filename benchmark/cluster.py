@@ -311,5 +311,5 @@ def _ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise BenchError(f"--on ray needs Ray, which is not installed; {Path(sys.executable).name} -m pip install 'clip-poison-bench[ray]'") from None
+        raise BenchError(f"--on ray needs Ray, which is not installed; in the checkout: {Path(sys.executable).name} -m pip install -e '.[ray]'") from None
     return ray

@@ -1,6 +1,8 @@
 """`bench audit --checkpoint`: the score of a model beside a reference, and what the command refuses."""
 
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,8 +101,6 @@ def test_a_request_that_cannot_be_met_is_refused(models, change, message):
 
 
 def test_a_reference_of_another_image_side_is_refused(models, monkeypatch):
-    from dataclasses import replace
-
     from benchmark.audit import model as module
 
     def load(path, device, ask):
@@ -112,11 +112,25 @@ def test_a_reference_of_another_image_side_is_refused(models, monkeypatch):
         audit_model(ModelAudit(models / "suspect.safetensors", "bench-small", models / "clean.safetensors"), silent())
 
 
+def test_the_writer_says_which_activation_a_trainers_file_has(models, tmp_path):
+    state = build(ModelSettings(), 32, 0, torch.device("cpu")).net.state_dict()
+    torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_3.pt")
+    asked = ModelAudit(tmp_path / "epoch_3.pt", "bench-small", audit=str(models / "bias.py"), device="cpu")
+    with pytest.raises(BenchError, match="say --writer open_clip, or --writer cyclip"):
+        audit_model(asked, silent())
+    found = audit_model(replace(asked, writer="open_clip"), silent())
+    assert found["checkpoint"]["score"] == pytest.approx(math.log(1 / 0.07) + 1, abs=1e-4)
+
+
 def test_options_for_models_and_for_pairs_do_not_mix(models):
     with pytest.raises(BenchError, match="--reference is for a model alone"):
         invoke("audit", "--data", "pairs.tsv", "--reference", models / "clean.safetensors")
     with pytest.raises(BenchError, match="needs --data, the pairs to look at, or --checkpoint"):
         invoke("audit")
+    with pytest.raises(BenchError, match="--writer says what a checkpoint is"):
+        invoke("audit", "--data", "pairs.tsv", "--writer", "cyclip")
+    with pytest.raises(BenchError, match="expected --writer auto, open_clip or cyclip, got 'clip'"):
+        invoke("audit", "--checkpoint", models / "clean.safetensors", "--writer", "clip")
 
 
 def test_the_list_of_defenses_says_kind_paper_clean_data_and_trust():

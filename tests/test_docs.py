@@ -28,11 +28,14 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(text: str) -> list[str]:
     indented = re.findall(r"^    (bench .*)$", text, re.MULTILINE)
-    return [part.partition(" #")[0].strip() for line in [*"".join(blocks(text, "sh")).splitlines(), *indented] for part in line.split("&&") if part.strip()]
+    inline = [" ".join(span.split()) for span in re.findall(r"`(bench run [^`]+)`", text) if "..." not in span]
+    lines = [*"".join(blocks(text, "sh")).splitlines(), *indented, *inline]
+    return [part.partition(" #")[0].strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
-# The methods' pages and decisions show no commands of their own.
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results" / "recipes").glob("*.md"))]
+METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
+RECIPES = sorted((ROOT / "results" / "recipes").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md")), *METHODS, *RECIPES]
 COMMANDS = list(dict.fromkeys(command for path in PAGES for command in commands(path.read_text())))
 
 
@@ -77,9 +80,9 @@ READ_ONLY = [
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout as a reader would have it after a few runs: the committed tables, and some of their runs as the reader's own."""
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("checkout")
     (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "results" / "runs").mkdir(parents=True)
     (folder / "results" / "reference").symlink_to(ROOT / "results" / "reference")
@@ -93,8 +96,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", READ_ONLY)
-def test_a_command_that_only_reads_does_what_the_documents_say(command: str, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace)
+def test_a_command_that_only_reads_does_what_the_documents_say(command: str, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
     arguments = shlex.split(command)[1:]
     written = None
     if "--out" in arguments:

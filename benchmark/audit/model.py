@@ -20,7 +20,7 @@ from benchmark.registry import Plugin, configure, find
 from benchmark.request import parse_set
 from benchmark.settings import DataSettings, canonical
 from benchmark.stages import Stages, write_atomically
-from benchmark.train.checkpoints import Ask, Loaded, load_checkpoint
+from benchmark.train.checkpoints import Ask, Loaded, Writer, load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ModelAudit:
         sets: its options, as `defense.epochs=200`.
         eval: an evaluation set whose training images (test images, where it has none) the model is shown; None for drawn ones.
         results: where the decoded set is kept.
+        writer: who wrote an `epoch_N.pt` whose file leaves it open, of both checkpoints.
     """
 
     checkpoint: Path
@@ -44,6 +45,7 @@ class ModelAudit:
     eval_root: Path | None = None
     results: Path = Path("results")
     device: str | None = None
+    writer: Writer = "auto"
 
 
 def audit_model(asked: ModelAudit, progress: Progress) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def audit_model(asked: ModelAudit, progress: Progress) -> dict[str, Any]:
     defense = _defense(plugin, asked.sets)
     device = torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     files = [asked.checkpoint, *([asked.reference] if asked.reference else [])]
-    loaded = [load_checkpoint(file, device, Ask(model=asked.architecture)) for file in files]
+    loaded = [load_checkpoint(file, device, Ask(model=asked.architecture, writer=asked.writer)) for file in files]
     kinds = [(one.model.name, one.model.side) for one in loaded]
     if len(set(kinds)) > 1:
         raise BenchError(
