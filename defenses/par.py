@@ -17,6 +17,7 @@ from benchmark.train.loop import Now
 from benchmark.train.loss import contrastive
 from benchmark.train.model import Model
 from defenses._repair import fine_tune, sweeps
+from defenses._statistics import still
 
 
 class PAR(Defense):
@@ -25,13 +26,14 @@ class PAR(Defense):
     It assumes nothing about the trigger: whatever the poisoned model had learned is moved, and clean pairs bring the task back.
 
     Source: Singh, Croce, Hein, arXiv 2412.00727; the released code for what the text leaves open.
-    Differs from the paper: the published rates times one factor; noise has both signs; steps are the scale's. `preset=official` has neither.
+    Differs from the paper: the published rates times one factor; noise has both signs; steps are the scale's; BatchNorm's running
+    statistics are those of plain images. `preset=official` has none of these.
     """
 
     kind = "repair"
     clean_pairs_needed = 2000
     paper = "Singh, Croce, Hein 2024, arXiv 2412.00727"
-    presets: ClassVar = {"default": {}, "official": {"lr_scale": 1.0, "noise_half": True, "epochs": 10, "min_steps": 1, "batch_size": 512}}
+    presets: ClassVar = {"default": {}, "official": {"lr_scale": 1.0, "noise_half": True, "epochs": 10, "min_steps": 1, "batch_size": 512, "statistics": "perturbed"}}
     tiny: ClassVar = {"n_clean": 48, "epochs": 3, "min_steps": 1, "batch_size": 16}
 
     preset: Literal["default", "official"] = Field("default", description="official: the released code with the paper's 10 epochs.")
@@ -51,6 +53,9 @@ class PAR(Defense):
     erase_p: float = Field(0.5, ge=0, le=1, description="Share of images with an erased square. Released code: 0.5.")
     erase_min: float = Field(0.005, gt=0, le=1, description="Smallest area of the square. Released code: 0.5 %.")
     erase_max: float = Field(0.01, gt=0, le=1, description="Largest area of the square. Released code: 1 %.")
+    statistics: Literal["plain", "perturbed"] = Field(
+        "plain", description="Images that BatchNorm's running statistics follow: plain takes one more pass forward. Released code: perturbed."
+    )
     train_logit_scale: bool = Field(False, description="Train the temperature too; not PAR as published.")
 
     def defend(self, lab: Lab) -> Model:
@@ -69,8 +74,12 @@ class PAR(Defense):
 
     def loss(self, model: Model, batch: Batch, now: Now) -> Tensor:
         """The CLIP loss minus half the distances from the poisoned model's features, each as long as it is below `tau`."""
-        image, text = now.gather(model.image(batch.images)), now.gather(model.text(batch.tokens[0]))
+        with still(model, self.statistics == "plain"):
+            image = now.gather(model.image(batch.images))
+        text = now.gather(model.text(batch.tokens[0]))
         with torch.no_grad():
+            if self.statistics == "plain":
+                model.raw_image(batch.raw)
             image_before, text_before = now.gather(now.start.image(batch.images)), now.gather(now.start.text(batch.tokens[0]))
         scale = model.scale if self.train_logit_scale else model.scale.detach()
         clip = contrastive(image, text, scale)

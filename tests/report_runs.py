@@ -49,6 +49,7 @@ def matrix(results: Path, n_attacks: int = 6, n_defenses: int = 8, n_seeds: int 
                 def change(record, number=number, defense=defense, kind=kind):
                     record["label"] |= {"attack": f"{kind}[variant={number}]", "defense": f"defense{defense}" if defense else "clip"}
                     record["poison"]["manifest_sha256"] += str(number)
+                    record["curve"][-1]["loss_mean"] += defense * 1e-6
 
                 put(results, folder, f"a{number}d{defense}s{seed}", change)
             _recoloured(results, f"a{number}d0s{seed}", number)
@@ -61,6 +62,7 @@ def hostile(results: Path) -> Path:
     def change(record):
         record["label"] |= {"attack": HOSTILE, "defense": "=cmd()"}
         record["warnings"].append(HOSTILE)
+        record["curve"][-1]["loss_mean"] += 1e-6
 
     for attack, number in (("backdoor", 0), ("targeted", 1)):
         put(results, committed(attack, "clip")[0], f"hostile{number}", change)

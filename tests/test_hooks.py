@@ -114,7 +114,9 @@ def test_targets_are_judged_against_test_images(planted):
     record = run(folder / "results", folder / "planted.py", attack="targeted")
     assert entry(record, "query_tpr_own", "targeted")["units"] == "targets"
     assert entry(record, "query_fpr_own", "targeted")["n"] == 100
-    assert not [one for one in record["metrics"] if one["of"] == "targeted:insert"]
+    certified = entry(record, "certified_not_goal_0", "targeted:insert")
+    assert certified["n"] == entry(record, "asr", "targeted")["n"] and record["cards"][certified["card"]]["queries"] == "targets"
+    assert entry(record, "certified_asr", "targeted:insert")["value"] + certified["value"] == pytest.approx(1 - entry(record, "certified_abstained", "targeted:insert")["value"])
 
 
 @pytest.mark.parametrize("form", ["whole", "slim"])

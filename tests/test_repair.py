@@ -21,6 +21,7 @@ from benchmark.train.views import TextViews
 from defenses._autoaugment import autoaugment
 from defenses._early_loss import n_early, pair_losses
 from defenses._repair import cosine, poisoned, sweeps
+from defenses._statistics import still
 from defenses.abl import ABL, _Unlearning, constraint, isolation_order
 from defenses.cleanclip import CleanCLIP
 from defenses.clip import Clip
@@ -35,7 +36,7 @@ SHORT = {"n_clean": 48, "epochs": 1, "min_steps": 1, "batch_size": 16}
 def fake_model(image, image_view, text, text_view, scale=10.0):
     """Features that are given: views of images hold 0 or 1, and so do tokens."""
     pick = lambda pair: lambda view: pair[int(view.flatten()[0])]  # noqa: E731
-    return types.SimpleNamespace(image=pick((image, image_view)), text=pick((text, text_view)), scale=torch.tensor(scale))
+    return types.SimpleNamespace(image=pick((image, image_view)), text=pick((text, text_view)), scale=torch.tensor(scale), net=torch.nn.Module(), raw_image=lambda view: None)
 
 
 def numbered(n=2):
@@ -191,6 +192,29 @@ def test_the_par_presets_hold_the_values_of_their_source():
     official = PAR(**PAR.presets["official"])
     assert (official.tau, official.epochs, official.batch_size, official.noise_half, official.noise_sd) == (2.15, 10, 512, True, 0.2)
     assert (official.lr_start, official.lr_mid, official.lr_end, official.lr_scale) == (3e-5, 3e-6, 1e-9, 1.0)
+    assert official.statistics == "perturbed" and CleanCLIP(**CleanCLIP.presets["official"]).statistics == "views"
+
+
+@pytest.mark.parametrize(("method", "slow", "published"), [(PAR, {"lr_scale": 1e-6}, "perturbed"), (CleanCLIP, {"lr": 1e-10, "image_aug": "scale"}, "views")])
+def test_running_statistics_are_those_of_plain_images_unless_asked_for(method, slow, published, tmp_path):
+    plain, _ = trained(Finetune(lr=1e-10), folder=tmp_path / "plain")
+    ours, _ = trained(method(**slow), folder=tmp_path / "ours")
+    theirs, _ = trained(method(**slow, statistics=published), folder=tmp_path / "theirs")
+    names = [name for name in plain if name.endswith(("running_mean", "running_var"))]
+    distance = lambda state: max(float((state[name] - plain[name]).abs().max()) for name in names)  # noqa: E731
+    assert names and distance(ours) < 1e-5 < 1e-3 < distance(theirs)
+
+
+def test_passes_that_leave_statistics_alone_still_normalise_by_their_batch():
+    model = build(ModelSettings(), 32, 0, torch.device("cpu"))
+    model.net.train()
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state().items()}
+    with still(model):
+        inside = model.image(images)
+    assert equal({name: value for name, value in model.state().items() if "running" in name}, {name: value for name, value in before.items() if "running" in name})
+    assert torch.equal(inside, model.image(images))
+    assert not equal(model.state(), before)
 
 
 # The protocol

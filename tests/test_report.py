@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import math
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from benchmark.errors import BenchError
 from benchmark.evaluate.predictions import SLIM, write_slim
 from benchmark.evaluate.statistics import wilson
-from benchmark.report.comparisons import differences
+from benchmark.report.comparisons import against, differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
@@ -37,7 +38,13 @@ def run(seed=0, asr=0.5, defense="roclip", attack="backdoor", trigger="checker",
     if asr is not None:
         metrics += [metric("asr", asr, card=trigger), metric("asr_floor", 0.01, card=trigger), metric("triggered_acc1", 0.3, card=trigger)]
     curve = [
-        {"epoch": epoch, "phase": phase, "metrics": {"zero_shot_acc1/objects": 0.1 * epoch, **({"asr/backdoor": value} if asr is not None else {})}}
+        {
+            "epoch": epoch,
+            "phase": phase,
+            "samples_seen": 100 * epoch,
+            "loss_mean": 1 / epoch + zlib.crc32(defense.encode()),
+            "metrics": {"zero_shot_acc1/objects": 0.1 * epoch, **({"asr/backdoor": value} if asr is not None else {})},
+        }
         for epoch, phase, value in ((1, "clip", 0.9), (2, "match", 0.4), (3, "clip", 0.8), (4, "match", asr))
     ]
     record = {
@@ -112,6 +119,23 @@ def test_markdown_shows_floor_n_and_interval_beside_every_asr_and_marks_controls
     assert "1.0 %" in line
     assert "| 80.0 % | 65.0 % |" in line, "last CLIP epoch, mean of the last four"
     assert "oracle (told the truth)" in text
+
+
+def test_a_defense_that_judges_the_model_of_clip_is_marked_and_compared_with_nothing():
+    judge = run(0, 0.4, defense="bdetclip")
+    for point, of_clip in zip(judge.record["curve"], run(0, defense="clip").record["curve"], strict=True):
+        point["loss_mean"] = of_clip["loss_mean"]
+    judge.record["metrics"].append(metric("asr_after_rejection", 0.1))
+    runs = [run(0, 0.4, defense="clip"), run(0, 0.2, defense="clip+aug"), run(0, 0.1, defense="cleanclip"), judge]
+    text = to_markdown(runs)
+    assert "| bdetclip (model of clip) |" in text and "| cleanclip |" in text and "did not train otherwise" in text
+    rows = {row["defense"]: row for row in wide(runs)}
+    assert (rows["bdetclip"]["model_of"], rows["bdetclip"]["asr_after_rejection"]) == ("clip", "0.1") and rows["cleanclip"]["model_of"] == ""
+    compared, notes = against(runs, "clip+aug")
+    assert set(compared["defense"]) == {"clip", "cleanclip"}
+    assert "not compared, because their models are those of clip: bdetclip" in notes
+    judge.record["curve"][-1]["loss_mean"] += 1
+    assert "model of" not in to_markdown(runs) and "model_of" not in wide(runs)[0]
 
 
 def test_a_report_without_clip_plus_aug_says_so():

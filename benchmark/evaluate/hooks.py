@@ -31,7 +31,7 @@ from benchmark.stages import cost_file, write_atomically
 from benchmark.train.lab import Task
 from benchmark.train.model import Model, passes
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -161,30 +161,43 @@ def _queries(defense: Defense, name: str, model: Model, evaluator: Evaluator, at
 
 
 def _certificates(defense: Defense, name: str, encoder: Encoder, evaluator: Evaluator, attacks: Sequence[_Attacked], said: Said, tables: dict[str, pd.DataFrame]) -> None:
-    """Certificates for the main set's test images, and for the attacked queries of each probe with a trigger on that set."""
+    """Certificates for the main set's test images, for the attacked queries of each trigger on that set, and for targets."""
     main = evaluator.suite.main
     labels = torch.from_numpy(np.asarray(main.train.labels))
     support = encoder.images(main.train.name, main.train.images) if len(labels) else [torch.zeros(0, model.width) for model in encoder.models]
 
-    def ask(of: str, images_name: str, images: NDArray[np.uint8], ids: Sequence[str], true: NDArray[np.int64], about: dict[str, Any], **attacked: Any) -> None:
+    def ask(of: str, images_name: str, images: NDArray[np.uint8], ids: Sequence[str], true: NDArray[np.int64], about: dict[str, Any], kind: str, **attacked: Any) -> None:
         features = encoder.images(images_name, images)
         classes = [(one @ weights.T).argmax(dim=1) for one, weights in zip(features, encoder.prototypes(main), strict=True)]
         views = [View(*parts) for parts in zip(support, features, classes, strict=True)]
         found = defense.certify(views, labels, len(main.classnames))
         for one in found:
-            card = _carded(said, certificate_card(one, about, "triggered" if attacked else "clean", len(labels), len(encoder.models)))
+            card = _carded(said, certificate_card(one, about, kind, len(labels), len(encoder.models)))
             said.metrics.extend(certified_curve(one, of, true, card, **attacked))
             said.warnings.append(f"{name}: each certificate {TRUST[one.trusts]}")
         tables[f"certified-{of}"] = certificate_table(found, ids, true)
 
-    ask(main.name, test_name(main), main.test.images, main.test.ids, main.test.labels, {**main.card, "defense": name})
+    ask(main.name, test_name(main), main.test.images, main.test.ids, main.test.labels, {**main.card, "defense": name}, "clean")
     for attack in attacks:
         probe, asked, of_probe = attack.probe, attack.asked, attack.read_as
-        if probe.trigger is None or on_prompts(probe.trigger) or isinstance(probe.queries, Images) or probe.eval_set != main.name:
+        trigger = probe.trigger
+        asks = probe.per_target == 1 if trigger is None else not on_prompts(trigger) and not isinstance(probe.queries, Images)
+        if not asks or probe.eval_set != main.name:
             continue
-        about = {**main.card, "defense": name, "trigger": probe.trigger.spec(), "exclusion": "true class is the goal", "sources": probe.sources}
+        about = {**main.card, "defense": name, "exclusion": "true class is the goal", "sources": probe.sources}
+        about |= {} if trigger is None else {"trigger": trigger.spec()}
         goal, counts = of_probe["goal"].to_numpy(np.int64), of_probe["counted"].to_numpy(bool)
-        ask(probe.name, f"attacked/{probe.name}", asked.triggered, asked.ids, of_probe["true"].to_numpy(np.int64), about, goal=goal, counted=counts)
+        ask(
+            probe.name,
+            f"attacked/{probe.name}",
+            asked.triggered,
+            asked.ids,
+            of_probe["true"].to_numpy(np.int64),
+            about,
+            "targets" if trigger is None else "triggered",
+            goal=goal,
+            counted=counts,
+        )
     said.warnings[:] = dict.fromkeys(said.warnings)
 
 

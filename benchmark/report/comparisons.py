@@ -14,6 +14,7 @@ from benchmark.evaluate.paired_tests import Verdict, holm, mcnemar, over_pairs
 from benchmark.evaluate.statistics import paired_difference
 from benchmark.report.controls import without_controls
 from benchmark.report.records import Run
+from benchmark.report.same_model import model_of, plain_models
 from benchmark.report.tables import groups, per_run
 from benchmark.report.targets import hits
 
@@ -49,7 +50,7 @@ def compare(runs: Sequence[Run], reference: str, defenses: Sequence[str] | None 
     """Every defense (or the named ones) against the reference, for each attack, scale and data set that has both.
 
     Runs are paired by seed. Controls (sham poison, clean models) are neither compared nor counted by Holm. A pair that was not trained on the same poison, or whose numbers do not refer to the same cards,
-    is not compared, nor is a row whose runs differ in definition.
+    is not compared, nor is a row whose runs differ in definition, nor one whose models are those of `clip` or `clip+aug`.
 
     Returns:
         The comparisons, corrected within each metric, and a line for each pair left out.
@@ -57,12 +58,16 @@ def compare(runs: Sequence[Run], reference: str, defenses: Sequence[str] | None 
     placed: dict[tuple[str, ...], dict[str, dict[int, Run]]] = defaultdict(dict)
     rows, _ = groups(without_controls(runs))
     split = {key for key, count in Counter(row.key for row in rows).items() if count > 1}
+    plain, copies = plain_models(runs), dict[str, list[str]]()
     for row in rows:
         attack, defense, *place = row.key
-        if row.key not in split:
+        if name := model_of(row, plain):
+            copies.setdefault(name, []).append(defense)
+        elif row.key not in split:
             placed[(attack, *place)][defense] = {run.seed: run for run in row.runs}
     found: list[Comparison] = []
     notes = [f"{key[0]} / {key[1]} was not compared: its runs differ in definition" for key in sorted(split)]
+    notes += [f"not compared, because their models are those of {name}: {', '.join(dict.fromkeys(members))}" for name, members in sorted(copies.items())]
     for (attack, *place), by_defense in placed.items():
         if reference not in by_defense:
             continue

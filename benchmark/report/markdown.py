@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.controls import CONTROLS, controls
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
+from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
+from benchmark.report.same_model import model_of, plain_models, remark
 from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries
 from benchmark.report.wide import clean_pairs, detected, detection_row, uses_clean_pairs, wide_row
 
@@ -38,11 +40,12 @@ def to_markdown(runs: Sequence[Run]) -> str:
     found = sorted(found, key=lambda group: place_of(group.key))
     controlled = controls(found)
     shown = controlled.shown
+    plain = plain_models(runs)
     clean = uses_clean_pairs(found)
     header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:], *(["clean pairs used"] if clean else ()))
     lines = [_line(header), "|" + "---|" * len(header)]
     for group in found:
-        cells = _cells(group)
+        cells = _cells(group, plain)
         lines.append(
             _line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:], *([count(clean_pairs(group))] if clean else ())])
         )
@@ -53,7 +56,9 @@ def to_markdown(runs: Sequence[Run]) -> str:
     ]
     if shown:
         lines += ["", _CONTROLS_NOTE]
-    lines += _detection(found) + _judged(found) + _against_augmentation(runs, found)
+    if any(model_of(group, plain) for group in found):
+        lines += ["", SAME_MODEL_NOTE]
+    lines += _detection(found, plain) + _judged(found) + _against_augmentation(runs, found)
     lines += [f"- {escape(note)}" for note in [*notes, *controlled.notes]]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
@@ -82,14 +87,13 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cells(group: Group) -> list[str]:
+def _cells(group: Group, plain: Mapping[str, str]) -> list[str]:
     row = wide_row(group)
-    told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
     asr = "" if row["asr"] is None else f"{_with_interval(group, 'asr')}, n={row['asr_n']}"
     curves = [summaries(run) for run in group.runs]
     return [
         escape(group.key[0]),
-        escape(group.key[1]) + told,
+        escape(group.key[1]) + remark(group, plain),
         str(row["seeds"]),
         f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0",
         asr,
@@ -115,7 +119,7 @@ def _bracket(interval: Interval) -> str:
     return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
 
 
-def _detection(found: Sequence[Group]) -> list[str]:
+def _detection(found: Sequence[Group], plain: Mapping[str, str]) -> list[str]:
     """How well scores tell poisoned rows, and what was dropped; nothing where no run says so."""
     shown = [group for group in found if detected(group)]
     if not shown:
@@ -131,8 +135,7 @@ def _detection(found: Sequence[Group]) -> list[str]:
         row = detection_row(group)
         numbers = ["" if row[name] is None else f"{row[name]:.{digits}}" for name, digits in (("auroc", "3f"), ("average_precision", "3f"), ("base_rate", "2g"))]
         numbers += [percent(row["fpr_at_tpr_0.95"]), "" if row["f1_own"] is None else f"{row['f1_own']:.2f}"]
-        told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
-        names = [escape(group.key[0]), escape(group.key[1]) + told, escape(row["score"] or "")]
+        names = [escape(group.key[0]), escape(group.key[1]) + remark(group, plain), escape(row["score"] or "")]
         lines.append(_line([*names, *numbers, count(row["n_dropped"]), percent(row["recall_dropped"]), count(row["n_poison_kept"]), percent(row["clean_lost"])]))
     return lines
 

@@ -20,6 +20,8 @@ from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
 from benchmark.report.markdown import FLOOR_NOTE, percent
 from benchmark.report.records import Run
+from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
+from benchmark.report.same_model import plain_models, remark
 from benchmark.report.series import BESIDE_NOTE, COLUMNS, METRICS, Panel, panels, spent, trades
 from benchmark.report.tables import Group, groups, interval_of, place_of
 from benchmark.report.wide import wide_row
@@ -81,6 +83,7 @@ GLOSSARY = (
         "Pairs that went forward and backward in all trainings, and a third of those that only went forward, where the run counted them. They depend on no machine.",
     ),
     ("told the truth", "A control that knows which rows are poisoned, or how many. Not a defense."),
+    ("model of ...", SAME_MODEL_NOTE),
     ("similarity", "Mean cosine of image and caption over poisoned and over untouched training pairs, at each snapshot, without augmentation."),
     (
         "nearest caption",
@@ -108,14 +111,14 @@ def html(runs: Sequence[Run], notes: Sequence[str] = (), source: str = "records"
     numbers = {id(group): number for number, group in enumerate(found)}
     sheet = Sheet()
     pictures = _pictures(runs, sheet)
-    controlled = controls(found)
+    controlled, plain = controls(found), plain_models(runs)
     shown = panels([group for group in found if not is_control(group.runs[0])])
     script = _text("page.js")
     lines = [*notes, *split, *controlled.notes, *_augmentation_note(found), *dict.fromkeys(line for run in runs for line in run.record["warnings"])]
     parts = {
         "panels": [_panel(panel, numbers) for panel in shown],
         "cells": [cell(group, numbers[id(group)], pictures, controlled) for group in found],
-        "rows": [_row(group, numbers[id(group)], controlled) for group in found],
+        "rows": [_row(group, numbers[id(group)], controlled, plain) for group in found],
         "doses": _doses(runs),
         "trades": _trades(shown),
         "differences": _differences(runs),
@@ -213,7 +216,7 @@ def _link(group: Group, name: str, value: float | None, largest: float, number: 
     return {"id": number, "text": text, "small": small, "share": share, "past": past, "title": f"{group.key[0]} × {group.key[1]}, {runs}{parts}: open"}
 
 
-def _row(group: Group, number: int, controlled: Controlled) -> dict[str, Any]:
+def _row(group: Group, number: int, controlled: Controlled, plain: Mapping[str, str]) -> dict[str, Any]:
     row = wide_row(group) | controlled.values[id(group)]
     intervals = {name: interval_of(group, name) for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")}
 
@@ -227,10 +230,9 @@ def _row(group: Group, number: int, controlled: Controlled) -> dict[str, Any]:
     asr = share("asr")
     if row["asr"] is not None and row["asr_n"]:
         asr["small"] = f"{asr['small']} n={row['asr_n']}".strip()
-    told = " (told the truth)" if group.runs[0].record["told"] != "nothing" else ""
     texts = [
         {"text": text, "small": small, "sort": text, "numeric": False}
-        for text, small in ((row["attack"], ""), (row["defense"] + told, ""), (f"{row['scale']}, {row['dataset']}", ""))
+        for text, small in ((row["attack"], ""), (row["defense"] + remark(group, plain), ""), (f"{row['scale']}, {row['dataset']}", ""))
     ]
     poisoned = number_of(row["n_poison"], f"{row['n_poison']:g} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
     took = spent(group)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmark.report.controls import controls
 from benchmark.report.records import Run
+from benchmark.report.same_model import model_of, plain_models
 from benchmark.report.tables import KEY, Group, groups, interval_of, mean_of, per_run, place_of
 
 WIDE = (
@@ -34,20 +35,25 @@ WIDE = (
 CLEAN = "clean_pairs_used"
 _OF_SCORE = ("auroc", "average_precision", "base_rate", "fpr_at_tpr_0.95", "precision_at_tpr_0.95", "f1_own", "precision_own")
 _OF_FILTER = ("n_dropped", "recall_dropped", "n_poison_kept", "clean_lost")
+JUDGED = ("model_of", "asr_after_rejection")
 DETECTION = ("score", *_OF_SCORE, *_OF_FILTER)
 
 
 def wide_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per (attack, defense, scale, dataset, model): means over seeds, fractions, the columns of WIDE.
 
-    Those of CONTROLS follow if a run is one, CLEAN if a run used clean pairs, those of DETECTION if a run has them.
+    Those of CONTROLS follow if a run is one, CLEAN if a run used clean pairs, those of JUDGED (the plain defense whose models these
+    are; share of attacked queries that reach the goal and are not rejected) and of DETECTION if a run has them.
     """
     found, _ = groups(runs)
     found = sorted(found, key=lambda group: place_of(group.key))
     detects = any(detected(group) for group in found)
     controlled = controls(found)
-    rows = [wide_row(group) | controlled.values[id(group)] | {CLEAN: clean_pairs(group)} | (detection_row(group) if detects else {}) for group in found]
-    return pd.DataFrame(rows, columns=[*WIDE, *controlled.shown, *([CLEAN] if uses_clean_pairs(found) else ()), *(DETECTION if detects else ())])
+    plain = plain_models(runs)
+    judged = {id(group): {"model_of": model_of(group, plain), "asr_after_rejection": mean_of([per_run(run, "asr_after_rejection") for run in group.runs])} for group in found}
+    shown = [name for name in JUDGED if any(one[name] is not None for one in judged.values())]
+    rows = [wide_row(group) | controlled.values[id(group)] | {CLEAN: clean_pairs(group)} | judged[id(group)] | (detection_row(group) if detects else {}) for group in found]
+    return pd.DataFrame(rows, columns=[*WIDE, *controlled.shown, *([CLEAN] if uses_clean_pairs(found) else ()), *shown, *(DETECTION if detects else ())])
 
 
 def uses_clean_pairs(found: Sequence[Group]) -> bool:
