@@ -45,24 +45,28 @@ class Progress:
             self.console.print(prefixed, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
-        """Yields `advance(n, **facts)`; facts such as `loss=` stand at the end of the line."""
+    def bar(self, what: str, total: int, unit: str, before: int = 0) -> Iterator[Callable[..., None]]:
+        """Yields `advance(n, **facts)`; facts such as `loss=` stand at the end of the line.
+
+        Args:
+            before: how many of `total` an earlier process has done; they are shown as done and count for no speed.
+        """
         if self.quiet:
             yield lambda n, **facts: None
         elif self.queue is not None:
-            with self._sent(what, total, unit) as advance:
+            with self._sent(what, total, unit, before) as advance:
                 yield advance
         elif self.console.is_terminal:
-            with self._rich(what, total, unit) as advance:
+            with self._rich(what, total, unit, before) as advance:
                 yield advance
         else:
-            with self._plain(what, total, unit) as advance:
+            with self._plain(what, total, unit, before) as advance:
                 yield advance
 
     @contextlib.contextmanager
-    def _sent(self, what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    def _sent(self, what: str, total: int, unit: str, before: int) -> Iterator[Callable[..., None]]:
         name = f"{self.label} {what}".strip()
-        began, sent, done = time.monotonic(), 0.0, 0
+        began, sent, done = time.monotonic(), 0.0, before
 
         def advance(n: int, **facts: Any) -> None:
             nonlocal sent, done
@@ -70,30 +74,30 @@ class Progress:
             now = time.monotonic()
             if now - sent >= 0.5 or done >= total:
                 sent = now
-                self.queue.put(("bar", name, done, total, f"{done / max(now - began, 1e-9):,.0f} {unit}/s", _facts(facts)))
+                self.queue.put(("bar", name, done, total, f"{(done - before) / max(now - began, 1e-9):,.0f} {unit}/s", _facts(facts)))
 
         yield advance
         self.queue.put(("end", name))
 
     @contextlib.contextmanager
-    def _rich(self, what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    def _rich(self, what: str, total: int, unit: str, before: int) -> Iterator[Callable[..., None]]:
         began = time.monotonic()
         with RichProgress(*_COLUMNS, console=self.console, transient=True) as bars:
-            task = bars.add_task(f"{self.label} {what}".strip(), total=total, rate="", facts="")
-            done = 0
+            task = bars.add_task(f"{self.label} {what}".strip(), total=total, completed=before, rate="", facts="")
+            done = before
 
             def advance(n: int, **facts: Any) -> None:
                 nonlocal done
                 done += n
-                rate = done / max(time.monotonic() - began, 1e-9)
+                rate = (done - before) / max(time.monotonic() - began, 1e-9)
                 bars.update(task, advance=n, rate=f"{rate:,.0f} {unit}/s", facts=_facts(facts))
 
             yield advance
 
     @contextlib.contextmanager
-    def _plain(self, what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    def _plain(self, what: str, total: int, unit: str, before: int) -> Iterator[Callable[..., None]]:
         began = said = time.monotonic()
-        done = 0
+        done = before
 
         def advance(n: int, **facts: Any) -> None:
             nonlocal done, said
@@ -101,7 +105,7 @@ class Progress:
             now = time.monotonic()
             if now - said >= _PLAIN_SECONDS:
                 said = now
-                rate = done / (now - began)
+                rate = (done - before) / (now - began)
                 self.say(f"{what}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {_facts(facts)}{(total - done) / max(rate, 1e-9):,.0f} s left")
 
         yield advance

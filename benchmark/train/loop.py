@@ -171,8 +171,7 @@ def train(model: Model, defense: Defense, data: TrainingData, budget: Budget, fo
     log = _resume(folder / "state.pt", model, adam, defense, progress)
     gradients = _zero_gradients(adam)
     model.net.train()
-    with progress.bar("training", settings.epochs * steps_per_epoch * batch_size, "pairs") as advance:
-        advance(len(log) * steps_per_epoch * batch_size)
+    with progress.bar("training", settings.epochs * steps_per_epoch * batch_size, "pairs", len(log) * steps_per_epoch * batch_size) as advance:
         for epoch in range(len(log) + 1, settings.epochs + 1):
             now.begin(epoch)
             began, counted = time.perf_counter(), Counter(counts)  # what a defense plans is part of what it costs
