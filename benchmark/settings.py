@@ -111,8 +111,8 @@ _PAPER_AUGMENT = AugmentSettings(crop_min=0.08, brightness=0.5, contrast=0.5, sa
 # An epoch of the drawn scales is short and their rates are high (docs/decisions/008).
 _SAFECLIP = {"unimodal_epochs": 1, "cross_warmup_epochs": 3, "filter_lr": 1e-3, "in_lr": 5e-4, "cross_lr": 2e-3, "first_share": 0.5, "safe_growth": 0.02}
 
-# One rate for each repair method; AutoAugment's ImageNet policy inverts colours, which the drawn captions name.
-_REPAIR: dict[str, dict[str, Any]] = {"cleanclip": {"lr": 3e-4, "image_aug": "scale"}, "finetune": {"lr": 3e-4}, "par": {"lr_scale": 5.0}, "abl": {"constraint_lr": 1e-4}}
+# One rate for each repair method (docs/decisions/008); AutoAugment's ImageNet policy inverts colours, which the drawn captions name.
+_REPAIR: dict[str, dict[str, Any]] = {"cleanclip": {"lr": 2e-3, "image_aug": "scale"}, "finetune": {"lr": 2e-3}, "par": {"lr_scale": 1.0}, "abl": {"constraint_lr": 3e-3}}
 
 # Captions of the drawn world name colours and papers, so only prompts are true of a composed image. A true caption takes many
 # rows (docs/methods/corrupt_encoder.md says what was tried), and patches of 8 and 14 px.
