@@ -97,7 +97,7 @@ def _index(runs: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(runs.glob("*/record.json")):
         try:
             found[path.parent.name] = json.loads(path.read_text())["resolved"]
-        except (ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError):  # the first where another worker has just moved a record
             continue
     return found
 

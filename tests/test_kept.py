@@ -72,6 +72,16 @@ def test_other_attack_code_that_makes_the_same_poison_changes_nothing(results, r
     assert (runs / cell.settings.run_id / "record.json").read_bytes() == (cell.folder / "record.json").read_bytes()
 
 
+def test_a_record_that_another_worker_moves_meanwhile_is_passed_over(results, runs, monkeypatch):
+    """The folder is gone between the listing and the reading; the cell's own record is found all the same."""
+    cell = cell_of(results)
+    rewrite(runs, older_attack)
+    gone = runs / "ffffffffffff" / "record.json"
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*listed(self, pattern), *([gone] if self == runs else [])])
+    assert find_kept(cell, runs) is not None
+
+
 def other_poison(record) -> None:
     record["poison"]["manifest_sha256"] = "0"
 
