@@ -100,6 +100,13 @@ def test_runs_that_differ_in_definition_are_never_averaged_and_the_report_says_w
     assert "were not averaged" in to_markdown(runs)
 
 
+def test_the_order_of_keys_in_a_record_is_no_difference_in_definition():
+    runs = [run(0, 0.4), run(1, 0.6)]
+    attack = runs[1].record["resolved"]["attack"]
+    runs[1].record["resolved"]["attack"] = {name: attack[name] for name in reversed(attack)}
+    assert [len(group.runs) for group in groups(runs)[0]] == [2]
+
+
 def test_a_missing_value_is_empty_and_never_averaged_over():
     incomplete = run(1, 0.6)
     incomplete.record["metrics"] = [entry for entry in incomplete.record["metrics"] if entry["name"] != "linear_probe_acc1"]

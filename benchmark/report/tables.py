@@ -14,6 +14,7 @@ import pandas as pd
 from benchmark.evaluate.statistics import TARGET_IMAGES, Interval, over_runs
 from benchmark.report.records import Run
 from benchmark.report.targets import over_runs_and_targets
+from benchmark.settings import canonical
 
 KEY = ("attack", "defense", "scale", "dataset", "model")
 LONG = (*KEY, "run_id", "seed", "of", "metric", "value", "n", "units", "low", "high", "interval", "epoch", "phase", "card_hash", "status", "reason")
@@ -272,11 +273,11 @@ def _without_value(reason: str | None) -> dict[str, str]:
 
 
 def _definition(run: Run) -> str:
-    """What has to agree for runs to be averaged: definitions of the numbers and settings, all but the seed."""
+    """What has to agree for runs to be averaged, whatever the order of keys: definitions of the numbers and settings, all but the seed."""
     record = run.record
     resolved = {name: value for name, value in record["resolved"].items() if name != "seed"}
     cards = sorted({f"{entry['name']}/{entry['of']}/{entry['card']}" for entry in record["metrics"] if entry["card"]})
-    return repr((sorted(resolved.items(), key=lambda item: item[0]), cards))
+    return canonical([resolved, cards])
 
 
 def _attack_value(point: dict[str, Any], metric: str) -> float | None:
