@@ -31,5 +31,5 @@ def test_steps_after_the_first_ask_the_system_for_no_pages():
 
     kept, usual = faults("keep"), faults("leave")
     assert kept[0] < 10
-    assert usual[0] > 1000
+    assert usual[0] >= 16, "32 MB asked for anew are at least 16 pages, where the system gives pages of 2 MB"
     assert kept[1] == usual[1]
