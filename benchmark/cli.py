@@ -214,7 +214,7 @@ def new(
     from benchmark.templates import write_template
 
     path = write_template(kind, name, folder)
-    typer.echo(f"wrote {path}. Next: bench check ./{path.name}")
+    typer.echo(f"wrote {path}. Next: bench check {path if path.is_absolute() else f'./{path}'}")
 
 
 @app.command()

@@ -147,7 +147,7 @@ SCALES: dict[str, Scale] = {
     ),
     "small": Scale(
         name="small",
-        summary="10,000 drawn pairs at 32 px on one CPU core, three to four minutes a training",
+        summary="10,000 drawn pairs at 32 px on one CPU core, two to four minutes a training",
         train=TrainSettings(epochs=16),
         options={
             "toxic_text": {"captions_per_target": 5},

@@ -58,7 +58,9 @@ def describe(name: str) -> str:
         sections = {section: dict(getattr(scale, section)) for section in ("data", "train", "augment", "model", "evaluation")}
         lines = [f"{name}: {scale.summary}", ""]
         for section, values in sections.items():
-            lines += [f"  {section}.{option} = {value}" for option, value in values.items()]
+            # Pairs of one's own and evaluation sets bring their own numbers; the side alone is asked of them.
+            remarks = {option: " (of drawn pairs)" for option in values if section == "data" and option != "side"}
+            lines += [f"  {section}.{option} = {value}{remarks.get(option, '')}" for option, value in values.items()]
         lines += [f"  {plugin}.{option} = {value}" for plugin, options in scale.options.items() for option, value in options.items()]
         return "\n".join(lines)
     found = []

@@ -284,6 +284,15 @@ def test_a_run_of_a_reference_table_is_found_by_its_id(table):
     assert find_run(name[:8], table.parent).record["run_id"] == name
     with pytest.raises(BenchError, match=r"is the start of 3 run ids|no run ''"):
         find_run("", table.parent)
+    again = table.parent / "reference" / "again" / "runs" / name
+    shutil.copytree(table.parent / "reference" / "main" / "runs" / name, again)
+    assert find_run(name, table.parent).record["run_id"] == name, "twice the same"
+    record = json.loads((again / "record.json").read_text())
+    record["metrics"][0]["value"] += 0.01
+    (again / "record.json").write_text(json.dumps(record))
+    with pytest.raises(BenchError, match=f"run {name} was made more than once, with other results: .*again.*main"):
+        find_run(name, table.parent)
+    assert find_run(str(again), table.parent).record["metrics"] == record["metrics"]
 
 
 def test_a_plan_says_what_it_can_show():

@@ -3,6 +3,7 @@
 import copy
 import csv
 import io
+import json
 import math
 import zlib
 from pathlib import Path
@@ -125,7 +126,17 @@ def test_markdown_shows_floor_n_and_interval_beside_every_asr_and_marks_controls
     assert "50.0 % [25.2, 74.8], n=100" in line
     assert "1.0 %" in line
     assert "| 80.0 % | 65.0 % |" in line, "last CLIP epoch, mean of the last four"
-    assert "oracle (told the truth)" in text
+    assert "oracle (told the rows)" in text
+
+
+def test_markdown_says_where_runs_come_from_more_than_one_kind_of_processor(tmp_path):
+    runs = []
+    for seed, environment in enumerate(({"processor": "A"}, {"processor": "B"}, {"processor": "B"}, {"processor": "B", "devices": ["GPU"]}, {})):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "environment.json").write_text(json.dumps(environment))
+        runs.append(Run(run(seed).record, {}, tmp_path / str(seed)))
+    assert "more than one kind of processor (1 on A, 2 on B, 1 on GPU)" in to_markdown(runs)
+    assert "kind of processor" not in to_markdown([*runs[1:3], runs[4]])
 
 
 def test_a_defense_that_judges_the_model_of_clip_is_marked_and_compared_with_nothing():

@@ -24,14 +24,19 @@ def find_run(name: str, results: Path) -> Run:
     """The run of this id (or the start of one) under `results` and its reference tables, or in this folder.
 
     Raises:
-        BenchError: no such run, or several.
+        BenchError: no such run, or several, or unequal records of it: one id is one setting, and another kind of processor rounds otherwise.
     """
     if (Path(name) / "record.json").is_file():
         return _open(Path(name))
     folders = [path.parent for pattern in ("runs", "reference/*/runs") for path in sorted(results.glob(f"{pattern}/*/record.json")) if path.parent.suffix != ".part"]
     found = {folder.name: folder for folder in reversed(folders) if name and folder.name.startswith(name)}
     if len(found) == 1:
-        return _open(next(iter(found.values())))
+        (run_id, first), *_ = found.items()
+        known = _open(first)
+        other = [folder for folder in folders if folder.name == run_id and _values_differ(_open(folder), known)]
+        if other:
+            raise BenchError(f"run {run_id} was made more than once, with other results: {', '.join(map(str, [first, *other]))}; give the folder that you mean")
+        return known
     if found:
         raise BenchError(f"{name!r} is the start of {len(found)} run ids ({', '.join(sorted(found)[:4])}, ...); give more of it")
     guess = nearest(name, [folder.name for folder in folders])
@@ -57,13 +62,23 @@ def differing(left: Run, right: Run) -> list[str]:
 
 def result_lines(left: Run, right: Run) -> list[str]:
     """What differs in metrics, the curve and the answers to single queries."""
-    values = [{f"{entry['name']}/{entry['of']}": entry["value"] for entry in run.record["metrics"]} for run in (left, right)]
+    values = [_values(run) for run in (left, right)]
     lines = [f"  {name}: {_shown(values[0].get(name))} -> {_shown(values[1].get(name))}{_step(values[0].get(name), values[1].get(name))}" for name in _differing_names(*values)]
     curves = [{point["epoch"]: point for point in run.record["curve"]} for run in (left, right)]
     epochs = [epoch for epoch in sorted(curves[0].keys() | curves[1].keys()) if curves[0].get(epoch) != curves[1].get(epoch)]
     if epochs:
         lines.append(f"  the curve differs in {len(epochs)} of {max(map(len, curves))} epochs, the first is {epochs[0]}")
     return lines + _queries(left, right)
+
+
+def _values(run: Run) -> dict[str, Any]:
+    return {f"{entry['name']}/{entry['of']}": entry["value"] for entry in run.record["metrics"]}
+
+
+def _values_differ(left: Run, right: Run) -> bool:
+    """Whether a value that both have is not the same."""
+    one, two = _values(left), _values(right)
+    return any(one[name] != two[name] for name in one.keys() & two.keys())
 
 
 def changed(left: Any, right: Any, path: str = "") -> list[tuple[str, str, str]]:

@@ -24,6 +24,7 @@ from benchmark.report import plots
 from benchmark.report.controls import CONTROLS, Controlled
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
+from benchmark.report.same_model import TOLD
 from benchmark.report.series import Spent, charts, spent
 from benchmark.report.tables import Group, interval_of, interval_of_entry, mean_of, per_run
 from benchmark.report.targets import over_runs_and_targets
@@ -93,7 +94,7 @@ def cell(group: Group, number: int, pictures: Mapping[str, Pictures], controlled
         "id": number,
         "attack": group.key[0],
         "defense": group.key[1],
-        "told": first["told"] != "nothing",
+        "told": TOLD.get(first["told"], ""),
         "place": f"Scale {group.key[2]}, {group.key[3]} pairs, {group.key[4]}.",
         "facts": _facts(group, controlled),
         "warnings": lines,

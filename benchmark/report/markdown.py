@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from benchmark.evaluate.statistics import Interval
@@ -15,7 +16,7 @@ from benchmark.report.same_model import model_of, plain_models, remark
 from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries
 from benchmark.report.wide import clean_pairs, detected, detection_row, uses_clean_pairs, wide_row
 
-FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs is not told from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
+FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs cannot be told apart from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
 _CONTROLS_NOTE = "Sham poison is the ASR after the attack's edits without its trigger; clean model is that of a model which trained on the pairs before the attack. Both are means over the seeds that they share with the row; their intervals and n stand in their own rows, whose scale ends in +sham or +clean."
 _COLUMNS = (
     "attack",
@@ -59,7 +60,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
     if any(model_of(group, plain) for group in found):
         lines += ["", SAME_MODEL_NOTE]
     lines += _detection(found, plain) + _judged(found) + _against_augmentation(runs, found)
-    lines += [f"- {escape(note)}" for note in [*notes, *controlled.notes]]
+    lines += [f"- {escape(note)}" for note in [*notes, *controlled.notes, *_processors(runs)]]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
     return "\n".join(lines) + "\n"
@@ -176,6 +177,17 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
     header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
     about = "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all defenses and attacks compared with it in that column):"
     return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *(f"- {escape(note)}" for note in refused)]
+
+
+def _processors(runs: Sequence[Run]) -> list[str]:
+    """A note where the runs were made on more than one kind of processor or GPU."""
+    kinds = Counter(kind for run in runs if (kind := run.hardware))
+    if len(kinds) < 2:
+        return []
+    each = ", ".join(f"{n} on {name}" for name, n in sorted(kinds.items()))
+    return [
+        f"Made on more than one kind of processor ({each}). Each rounds sums in its own way and training amplifies that as another seed would, so a difference between rows of two kinds holds that too."
+    ]
 
 
 def _whole_image(run: Run) -> bool:

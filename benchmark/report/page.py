@@ -82,7 +82,7 @@ GLOSSARY = (
         "pairs trained",
         "Pairs that went forward and backward in all trainings, and a third of those that only went forward, where the run counted them. They depend on no machine.",
     ),
-    ("told the truth", "A control that knows which rows are poisoned, or how many. Not a defense."),
+    ("told the rows, told the count", "A control that knows which rows are poisoned, or how many. Not a defense."),
     ("model of ...", SAME_MODEL_NOTE),
     ("similarity", "Mean cosine of image and caption over poisoned and over untouched training pairs, at each snapshot, without augmentation."),
     (

@@ -61,11 +61,16 @@ class Run:
         return found
 
     @property
+    def hardware(self) -> str:
+        """The devices or, without any, the processor that the run was made on; empty if nothing is known of them."""
+        environment = self.environment
+        return ", ".join(environment.get("devices", [])) or str(environment.get("processor", ""))
+
+    @property
     def machine(self) -> str:
-        """The hardware that the run was made on, for people."""
-        devices = ", ".join(self.environment.get("devices", [])) or self.environment.get("processor", "unknown machine")
+        """The hardware that the run was made on and its threads, for people."""
         threads = self.cost.get("threads", "unknown")
-        return f"{devices}, {threads} {'thread' if threads == 1 else 'threads'}"
+        return f"{self.hardware or 'unknown machine'}, {threads} {'thread' if threads == 1 else 'threads'}"
 
     def values(self, metric: str) -> list[dict[str, Any]]:
         """All entries of this metric, one for each evaluation set or probe."""

@@ -20,9 +20,9 @@ from benchmark.report.comparisons import compare, refused
 from benchmark.report.controls import without_controls
 from benchmark.report.markdown import escape, percent
 from benchmark.report.records import Run, load
-from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run
+from benchmark.report.tables import Group, groups, interval_of, interval_of_entry, mean_of, per_run
 
-_BLOCK = re.compile(r"(<!-- (claims|ablation|coverage): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (claims|ablation|coverage|sets): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 class Claim(BaseModel):
@@ -43,11 +43,14 @@ class Claim(BaseModel):
 
 
 def filled(page: str, results: Path) -> str:
-    """The page with each block `<!-- claims: FILE -->`, `<!-- ablation: TABLE -->` and `<!-- coverage: FILE -->` made anew."""
+    """The page with each block `<!-- claims: FILE -->`, `<!-- ablation: TABLE -->`, `<!-- sets: TABLE -->` and `<!-- coverage: FILE -->` made
+    anew.
+    """
     makers = {
         "claims": lambda name: claims_table(results / name, results / "reference"),
         "ablation": lambda name: ablation_table(results / "reference" / name),
         "coverage": lambda name: summary(results / name),
+        "sets": lambda name: sets_table(results / "reference" / name),
     }
 
     def block(match: re.Match[str]) -> str:
@@ -122,6 +125,27 @@ def ablation_table(table: Path) -> str:
             *(f"- {escape(note)}" for note in notes),
         ]
     )
+
+
+def sets_table(table: Path) -> str:
+    """Accuracy of models that were not attacked, on each evaluation set instead of their mean; a column for each defense."""
+    rows = [group for group in groups(without_controls(load(table)))[0] if group.key[0] == "none"]
+    if not rows:
+        raise BenchError(f"table {table.name!r} has no row of attack none, so accuracies by evaluation set cannot be shown")
+    lines = ["| evaluation set | classes | test images | | " + " | ".join(escape(group.key[1]) for group in rows) + " |", "|" + "---|" * (4 + len(rows))]
+    for metric, name in (("zero_shot_acc1", "zero-shot"), ("linear_probe_acc1", "linear probe")):
+        for entry in rows[0].runs[0].values(metric):
+            n_classes = rows[0].runs[0].record["cards"][entry["card"]]["n_classes"]
+            cells = [_on_set(group, metric, entry["of"]) for group in rows]
+            lines.append(f"| {escape(entry['of'])} | {n_classes} | {entry['n']:,} | {name} | " + " | ".join(cells) + " |")
+    n_runs = sorted({len(group.runs) for group in rows})
+    return "\n".join([*lines, "", f"No attack; means over {' or '.join(map(str, n_runs))} runs a row, with 95 % intervals over runs from three on."])
+
+
+def _on_set(group: Group, metric: str, of: str) -> str:
+    entries = [entry for run in group.runs for entry in run.values(metric) if entry["of"] == of]
+    values = [entry["value"] for entry in entries]
+    return percent(mean_of(values)) + _bracket(interval_of_entry(entries[0], values)) if len(values) == len(group.runs) else ""
 
 
 def _ours(claim: Claim, runs: Sequence[Run]) -> tuple[str, int]:

@@ -14,6 +14,9 @@ NOTE = (
     "What it says of queries, predictions or the model stands in the tables below."
 )
 
+TOLD = {"record": "rows", "count": "count"}
+"""What a control is told, for people, by what its record says."""
+
 
 def plain_models(runs: Sequence[Run]) -> dict[str, str]:
     """The plain defense that trained the same, by run id; of other runs nothing.
@@ -31,9 +34,10 @@ def model_of(group: Group, plain: Mapping[str, str]) -> str | None:
 
 
 def remark(group: Group, plain: Mapping[str, str]) -> str:
-    """What has to stand behind a defense's name: that it is told the truth, or whose model it has."""
-    if group.runs[0].record["told"] != "nothing":
-        return " (told the truth)"
+    """What has to stand behind a defense's name: what it is told, or whose model it has."""
+    told = group.runs[0].record["told"]
+    if told != "nothing":
+        return f" (told the {TOLD[told]})"
     name = model_of(group, plain)
     return f" (model of {name})" if name else ""
 
