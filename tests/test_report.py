@@ -232,6 +232,7 @@ def test_controls_stand_beside_the_row_that_they_are_controls_of_over_the_seeds_
     header, _, first, second = to_markdown([*runs, control("+sham", 1, 0.05)]).splitlines()[:4]
     assert header.count("|") == first.count("|") == second.count("|") and "| floor | sham poison | clean model |" in header
     assert "| 1.0 % | 5.0 % | 2.0 % |" in first and "| 1.0 % |  |  |" in second
+    assert first.startswith("| backdoor | roclip |") and second.startswith(("| backdoor (clean model) |", "| backdoor (sham poison) |"))
 
 
 def test_a_control_of_other_settings_or_another_definition_is_not_used_and_a_note_says_why():

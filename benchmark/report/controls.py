@@ -35,6 +35,11 @@ def is_control(run: Run) -> bool:
     return run.label("scale").endswith(tuple(suffix for suffix, _ in CONTROLS.values()))
 
 
+def kind_of_control(scale: str) -> str:
+    """What the runs of a scale are, for people: sham poison, a clean model, or nothing special (empty)."""
+    return next((words for suffix, words in CONTROLS.values() if scale.endswith(suffix)), "")
+
+
 def without_controls(runs: Sequence[Run]) -> list[Run]:
     """The runs that are attacked, or that no attack was made on: what defenses are compared, and spreads and doses taken over."""
     return [run for run in runs if not is_control(run)]

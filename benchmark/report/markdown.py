@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
-from benchmark.report.controls import CONTROLS, controls
+from benchmark.report.controls import CONTROLS, controls, kind_of_control
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
@@ -17,7 +17,7 @@ from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run
 from benchmark.report.wide import clean_pairs, detected, detection_row, uses_clean_pairs, wide_row
 
 FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs cannot be told apart from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
-_CONTROLS_NOTE = "Sham poison is the ASR after the attack's edits without its trigger; clean model is that of a model which trained on the pairs before the attack. Both are means over the seeds that they share with the row; their intervals and n stand in their own rows, whose scale ends in +sham or +clean."
+_CONTROLS_NOTE = "Sham poison is the ASR after the attack's edits without its trigger; clean model is that of a model which trained on the pairs before the attack. Both are means over the seeds that they share with the row; their intervals and n stand in their own rows, which are marked."
 _COLUMNS = (
     "attack",
     "defense",
@@ -92,8 +92,9 @@ def _cells(group: Group, plain: Mapping[str, str]) -> list[str]:
     row = wide_row(group)
     asr = "" if row["asr"] is None else f"{_with_interval(group, 'asr')}, n={row['asr_n']}"
     curves = [summaries(run) for run in group.runs]
+    control = kind_of_control(group.key[2])
     return [
-        escape(group.key[0]),
+        escape(group.key[0]) + (f" ({control})" if control else ""),
         escape(group.key[1]) + remark(group, plain),
         str(row["seeds"]),
         f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0",
