@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from benchmark.evaluate.pictures import gallery_key
+from benchmark.report.controls import without_controls
+from benchmark.report.records import Run, load
 from benchmark.stages import seal
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "main"
@@ -16,13 +18,14 @@ HOSTILE = "<script>window.hacked = 1</script>[red]=cmd()\"'&{{7*7}}"
 
 
 def committed(attack: str, defense: str) -> list[Path]:
-    """Folders of the committed runs of a cell, by seed."""
-    found = {}
-    for path in REFERENCE.glob("runs/*/record.json"):
-        record = json.loads(path.read_text())
-        if (record["label"]["attack"], record["label"]["defense"]) == (attack, defense):
-            found[record["resolved"]["seed"]] = path.parent
+    """Folders of the committed runs of a cell, by seed, without its controls."""
+    found = {run.seed: run.folder for run in attacked() if (run.label("attack"), run.label("defense")) == (attack, defense)}
     return [found[seed] for seed in sorted(found)]
+
+
+def attacked() -> list[Run]:
+    """The committed runs of the README's table, without those of a clean model and of sham poison."""
+    return without_controls(load(REFERENCE))
 
 
 def put(results: Path, folder: Path, run_id: str, change=lambda record: None) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from report_runs import committed
 
 from benchmark.errors import BenchError
 from benchmark.train import distributed
@@ -194,18 +195,13 @@ def test_batch_statistics_of_each_process_stay_within_the_spread_of_seeds(defens
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=3000)
     (path,) = tmp_path.glob("runs/*/record.json")
     two = rates(path)
-    one = [rates(path) for path in (Path(__file__).parents[1] / "results/reference/main/runs").glob("*/record.json") if label(path) == ("backdoor", defense)]
+    one = [rates(folder / "record.json") for folder in committed("backdoor", defense)]
     assert len(one) == 5
     for name in ("asr", "zero_shot_acc1"):
         values = [seed[name] for seed in one]
         reach = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) * (1 + 1 / len(values)) ** 0.5
         print(f"{defense}, {name}: {two[name]:.4f} in two processes, {statistics.mean(values):.4f} -+ {reach:.4f} in one")  # noqa: T201
         assert abs(two[name] - statistics.mean(values)) <= reach + 1 / 1000, name
-
-
-def label(path: Path) -> tuple[str, str]:
-    record = json.loads(path.read_text())
-    return record["label"]["attack"], record["label"]["defense"]
 
 
 def rates(path: Path) -> dict[str, float]:

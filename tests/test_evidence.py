@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from report_runs import attacked, committed
 from test_report import run
 
 from benchmark.errors import BenchError
@@ -69,11 +70,7 @@ def test_a_row_whose_runs_differ_in_definition_is_not_compared():
 
 
 def test_a_curve_that_ends_elsewhere_than_the_metrics_and_a_lost_interval_are_said(tmp_path):
-    (source,) = [
-        path
-        for path in REFERENCE.glob("main/runs/*")
-        if (lambda r: (r["label"]["attack"], r["label"]["defense"], r["resolved"]["seed"]) == ("backdoor", "clip", 0))(json.loads((path / "record.json").read_text()))
-    ]
+    source = committed("backdoor", "clip")[0]
     copy = tmp_path / "runs" / source.name
     shutil.copytree(source, copy)
     assert not verify(tmp_path).problems
@@ -125,9 +122,8 @@ def test_the_two_way_bootstrap_sees_both_runs_and_units():
 @pytest.fixture
 def table(tmp_path):
     """Three kept runs of the committed table, in a folder of their own."""
-    chosen = [one for one in load(REFERENCE / "main") if one.label("attack") in ("targeted", "backdoor") and one.label("defense") in ("clip", "roclip") and one.seed == 0]
-    for one in chosen[:3]:
-        shutil.copytree(one.folder, tmp_path / "main" / "runs" / one.folder.name)
+    for folder in (committed("targeted", "clip")[0], committed("backdoor", "clip")[0], committed("backdoor", "roclip")[0]):
+        shutil.copytree(folder, tmp_path / "main" / "runs" / folder.name)
     return tmp_path / "main"
 
 
@@ -318,7 +314,7 @@ def test_a_plan_takes_seeds_and_targets_of_a_grid_and_the_spread_of_recorded_run
 
 def test_a_plan_takes_no_spread_over_controls_and_keeps_their_cells_apart(tmp_path):
     plain = "\n".join(planned(None, None, 3, None, None, REFERENCE / "main"))
-    for number, source in enumerate(one.folder for one in load(REFERENCE / "main")):
+    for number, source in enumerate(one.folder for one in attacked()):
         record = json.loads((source / "record.json").read_text())
         for suffix in ("", "+clean"):
             copied = json.loads(json.dumps(record))

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from report_runs import HOSTILE, REFERENCE, committed, hostile, matrix, put
+from report_runs import HOSTILE, REFERENCE, attacked, committed, hostile, matrix, put
 
 from benchmark.cli_report import drawn
 from benchmark.errors import BenchError
@@ -67,9 +67,10 @@ def outline(page):
 def test_every_cell_is_in_the_map_the_table_and_opens(outline):
     found, _ = groups(load(REFERENCE))
     cells = [name for name in outline.ids if name.startswith("cell-") and "title" not in name]
-    assert len(cells) == len(found) == 16
-    for name in cells:
-        assert outline.links.count(f"#{name}") == 4 + 1, "four maps and the table"
+    links = [outline.links.count(f"#{name}") for name in cells]
+    n_controls = sum(is_control(group.runs[0]) for group in found)
+    assert len(cells) == len(found) == 16 + n_controls
+    assert sorted(links) == [1] * n_controls + [4 + 1] * 16, "four maps and the table, and controls in the table alone"
     assert len(outline.ids) == len(set(outline.ids))
     assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids), "no link leads nowhere"
     assert outline.open == []
@@ -203,14 +204,14 @@ def test_records_without_the_new_curves_say_so_and_new_ones_show_them(tmp_path, 
 
 
 def test_matched_epochs_are_shaded_and_plain_training_is_not():
-    runs = load(REFERENCE)
+    runs = attacked()
     matched = [charts(group)[0].shaded for group in groups([run for run in runs if run.label("defense") == "roclip"])[0]]
     assert matched[0] == [(epoch, epoch) for epoch in range(4, 17, 2)]
     assert all(charts(group)[0].shaded == [] for group in groups([run for run in runs if run.label("defense") == "clip"])[0])
 
 
 def test_the_best_trades_are_those_that_no_other_defense_beats_in_both():
-    (panel,) = panels(groups(load(REFERENCE))[0])
+    (panel,) = panels(groups(attacked())[0])
     found = {trade.defense: trade for trade in trades(panel, "targeted")}
     assert found["clip"].cost == 1
     for trade in found.values():
@@ -226,7 +227,7 @@ def costing(runs, *costs):
 
 
 def test_cost_counts_pairs_and_a_third_of_those_that_only_went_forward_and_marks_work_beside(tmp_path):
-    of = {name: [one for one in load(REFERENCE) if (one.label("attack"), one.label("defense")) == ("backdoor", name)] for name in ("clip", "roclip")}
+    of = {name: [one for one in attacked() if (one.label("attack"), one.label("defense")) == ("backdoor", name)] for name in ("clip", "roclip")}
     runs = [of["clip"][0], *of["roclip"][:2]]
     plain, known = (
         {"pairs_trained": 1000, "train_seconds": 50.0},
@@ -250,7 +251,7 @@ def test_cost_counts_pairs_and_a_third_of_those_that_only_went_forward_and_marks
 
 
 def test_seconds_of_a_row_are_of_the_same_parts_in_all_its_runs():
-    runs = [one for one in load(REFERENCE) if (one.label("attack"), one.label("defense")) == ("backdoor", "clip")][:2]
+    runs = [one for one in attacked() if (one.label("attack"), one.label("defense")) == ("backdoor", "clip")][:2]
     known = {"train_seconds": 100.0, "beside_seconds": 30.0}
     (whole,) = groups(costing(runs, known, known))[0]
     (mixed,) = groups(costing(runs, known, {"train_seconds": 200.0}))[0]
