@@ -369,5 +369,7 @@ def test_the_table_after_a_run_fits_into_eighty_columns_a_row_a_line():
     out = io.StringIO()
     print_outcomes(outcomes, Console(file=out, width=80, highlight=False))
     rows = [line for line in out.getvalue().splitlines() if line.startswith(("none ", "targeted ", "backdoor "))]
-    assert len(rows) == 16
+    assert len(rows) == 16 + 3
     assert all("%" in row and len(row) <= 80 for row in rows)
+    words = " ".join(line[:10].strip() for line in out.getvalue().splitlines())
+    assert words.count("backdoor (clean model)") == words.count("targeted (clean model)") == words.count("backdoor (sham poison)") == 1, "controls are marked"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from benchmark.evaluate.statistics import Interval, wilson
 from benchmark.grid import Expected
+from benchmark.report.controls import kind_of_control, without_controls
 from benchmark.report.judged import sections
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
@@ -55,7 +56,7 @@ def print_expected(expected: Sequence[Expected], outcomes: Sequence[Any], consol
     for name in ("attack", "defense", "metric", "published", "ours", "source, and how sure it is"):
         table.add_column(name, overflow="fold")
     for entry in expected:
-        ours = [group for group in groups(runs)[0] if (group.key[0].partition("[")[0], group.key[1].partition("[")[0]) == (entry.attack, entry.defense)]
+        ours = [group for group in groups(without_controls(runs))[0] if (group.key[0].partition("[")[0], group.key[1].partition("[")[0]) == (entry.attack, entry.defense)]
         cells = [_with_bracket(mean_of([per_run(run, entry.metric) for run in group.runs]), interval_of(group, entry.metric)) for group in ours]
         low, high = wilson(round(entry.value * entry.n), entry.n) if entry.n else (None, None)
         published = _with_bracket(entry.value, Interval(low, high, ""))
@@ -79,8 +80,9 @@ def _row(group: Any) -> list[str]:
         n = str(sum(entry["n"] for entry in runs[0].values("asr")))
     poison = runs[0].record["poison"]
     share = f"{100 * poison['poison_rate']:.2f} %" if poison["n_poison"] else "0"
+    control = kind_of_control(group.key[2])
     return [
-        group.key[0],
+        f"{group.key[0]} ({control})" if control else group.key[0],
         group.key[1],
         str(len(runs)),
         share,
