@@ -163,6 +163,7 @@ def test_controls_stand_beside_their_row_and_in_no_map_plot_or_comparison(tmp_pa
     assert len([name for name in outline.ids if name.startswith("cell-") and "title" not in name]) == 4, "controls have cells of their own"
     assert f"{words} 6.2 % ASR without the attack's doing, over 2 shared seeds; row small{suffix}" in outline.text
     table = page.partition('<section id="table"')[2].partition("</section>")[0]
+    assert table.count(f"<small>{words}</small>") == 2 and page.count(f"<small>({words})</small></h2>") == 2, "marked in their own rows and cells"
     assert f'<button type="button">{words}</button>' in table and table.count(">6.2 %</td>") == 2 and table.count("<th ") == 12
     found, _ = compare(runs, "clip")
     assert len(found) == 3 and {one.scale for one in found} == {"small"}

@@ -21,7 +21,7 @@ from benchmark.evaluate.predictions import read_predictions
 from benchmark.evaluate.statistics import TARGET_IMAGES
 from benchmark.gallery import residual
 from benchmark.report import plots
-from benchmark.report.controls import CONTROLS, Controlled
+from benchmark.report.controls import CONTROLS, Controlled, kind_of_control
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
 from benchmark.report.same_model import TOLD
@@ -96,6 +96,7 @@ def cell(group: Group, number: int, pictures: Mapping[str, Pictures], controlled
         "defense": group.key[1],
         "told": TOLD.get(first["told"], ""),
         "place": f"Scale {group.key[2]}, {group.key[3]} pairs, {group.key[4]}.",
+        "control": kind_of_control(group.key[2]),
         "facts": _facts(group, controlled),
         "warnings": lines,
         "charts": [{"svg": plots.curves(chart), "title": chart.title, "names": [curve.name for curve in chart.curves], "phases": chart.phases} for chart in shown],

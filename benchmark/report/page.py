@@ -15,7 +15,7 @@ from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import gallery_key
 from benchmark.report import plots
 from benchmark.report.comparisons import Comparison, compare
-from benchmark.report.controls import CONTROLS, Controlled, controls, is_control
+from benchmark.report.controls import CONTROLS, Controlled, controls, is_control, kind_of_control
 from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
 from benchmark.report.markdown import FLOOR_NOTE, percent
@@ -232,7 +232,7 @@ def _row(group: Group, number: int, controlled: Controlled, plain: Mapping[str, 
         asr["small"] = f"{asr['small']} n={row['asr_n']}".strip()
     texts = [
         {"text": text, "small": small, "sort": text, "numeric": False}
-        for text, small in ((row["attack"], ""), (row["defense"] + remark(group, plain), ""), (f"{row['scale']}, {row['dataset']}", ""))
+        for text, small in ((row["attack"], kind_of_control(row["scale"])), (row["defense"] + remark(group, plain), ""), (f"{row['scale']}, {row['dataset']}", ""))
     ]
     poisoned = number_of(row["n_poison"], f"{row['n_poison']:g} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
     took = spent(group)
