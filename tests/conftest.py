@@ -20,6 +20,13 @@ TINY = DataSettings(n_pairs=256, side=32, n_held_out=64, n_clean=64, n_test=100,
 
 Poison = Callable[..., tuple[Poisoned, SealedRecord]]
 
+LONGEST = ("test_faults.py",)
+"""Files that take minutes, of few tests. Each file goes to one worker, so they come first: at the end the others would wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @pytest.fixture(scope="session")
 def settings() -> DataSettings:
