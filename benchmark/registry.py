@@ -13,6 +13,7 @@ import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +120,7 @@ def source_hash(file: Path) -> str:
     Comments, docstrings and blank lines do not count: a better explanation trains nothing anew.
     """
     hasher = hashlib.sha256()
-    for _, code in sorted((path.name, _code(path)) for path in source_files(file)):
+    for _, code in sorted((path.name, _code(path.read_bytes())) for path in source_files(file)):
         hasher.update(f"{code}\0".encode())
     return hasher.hexdigest()[:16]
 
@@ -129,9 +130,9 @@ def source_files(file: Path) -> list[Path]:
     return sorted(_sources(file, set()))
 
 
-def _code(path: Path) -> str:
-    """The file without comments, docstrings and blank lines."""
-    content = path.read_bytes()
+@cache
+def _code(content: bytes) -> str:
+    """A file's content without comments, docstrings and blank lines."""
     lines = [line.encode() for line in content.decode(tokenize.detect_encoding(io.BytesIO(content).readline)[0]).splitlines()]
     cuts: list[tuple[int, int, int, int]] = []
     in_string: set[int] = set()
@@ -249,28 +250,32 @@ def _sources(file: Path, seen: set[Path]) -> set[Path]:
         return seen
     seen.add(file)
     try:
-        tree = ast.parse(file.read_bytes())
+        imported = _imported(file.read_bytes())
     except SyntaxError as error:
         raise BenchError(f"{file} line {error.lineno}: {error.msg}") from None
     except ValueError as error:
         raise BenchError(f"{file}: {error}") from None
-    for node in ast.walk(tree):
-        modules = []
-        beside = file.parent
+    for module, level in imported:
+        package, _, last = module.rpartition(".")
+        if package in (*_PACKAGE.values(), _SCORES) or (last.startswith("_") and not last.startswith("__")):
+            beside = file.parents[max(level, 1) - 1]
+            spec_file = _module_file("", last, beside.joinpath(*package.split("."))) if level else _module_file(package, last, beside)
+            if spec_file is not None:
+                _sources(spec_file, seen)
+    return seen
+
+
+@cache
+def _imported(content: bytes) -> tuple[tuple[str, int], ...]:
+    """What a file's content imports, or may import as `from package import module`, and the number of dots before it."""
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.ImportFrom):
             prefix = f"{node.module}." if node.module else ""
-            modules = [*([node.module] if node.module else []), *(f"{prefix}{alias.name}" for alias in node.names)]
-            beside = file.parents[max(node.level, 1) - 1]
+            found += [(module, node.level) for module in (*([node.module] if node.module else []), *(f"{prefix}{alias.name}" for alias in node.names))]
         elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        for module in modules:
-            package, _, last = module.rpartition(".")
-            if package in (*_PACKAGE.values(), _SCORES) or (last.startswith("_") and not last.startswith("__")):
-                relative = isinstance(node, ast.ImportFrom) and node.level > 0
-                spec_file = _module_file("", last, beside.joinpath(*package.split("."))) if relative else _module_file(package, last, beside)
-                if spec_file is not None:
-                    _sources(spec_file, seen)
-    return seen
+            found += [(alias.name, 0) for alias in node.names]
+    return tuple(found)
 
 
 def _module_file(package: str, last: str, beside: Path) -> Path | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmark.data.eval_sets import Suite, open_suite
 from benchmark.data.pairs import Source
@@ -17,6 +18,8 @@ from benchmark.stages import Stages
 from benchmark.testing.world import tiny_surrogates
 
 TINY = DataSettings(n_pairs=256, side=32, n_held_out=64, n_clean=64, n_test=100, n_probe=200)
+
+torch.set_num_threads(1)  # as in runs, and so that the workers of pytest-xdist do not crowd one another out
 
 Poison = Callable[..., tuple[Poisoned, SealedRecord]]
 

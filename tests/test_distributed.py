@@ -145,7 +145,7 @@ def test_batch_statistics_are_gathered_by_each_process_and_then_shared(found):
 
 
 ARGUMENTS = ["run", "--attack", "backdoor", "--defense", "roclip", "--no-baseline", "--scale", "smoke", "--set=train.epochs=6", "--set=data.n_test=100"]
-ARGUMENTS += ["--set=data.n_probe=200", "--set=data.n_pairs=512"]
+ARGUMENTS += ["--set=data.n_probe=200", "--set=data.n_pairs=512", "--set=evaluation.linear_probe=none"]
 
 
 def torchrun(results: Path, *more: str) -> subprocess.Popen[str]:

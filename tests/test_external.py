@@ -23,7 +23,8 @@ from benchmark.report.wide import wide_table
 from benchmark.train.checkpoints import load_checkpoint
 
 DATA = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200")
-TINY = (*DATA, "train.epochs=2")
+EVALUATED = (*DATA, "evaluation.linear_probe=none")
+TINY = (*EVALUATED, "train.epochs=2")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def alone(snapshot, tmp_path_factory) -> Path:
 
 
 def evaluate(results: Path, checkpoint: Path | None, **more):
-    sets = (*DATA, *more.pop("sets", ()))
+    sets = (*EVALUATED, *more.pop("sets", ()))
     return evaluate_checkpoint(Evaluation(checkpoint=checkpoint, scale="smoke", sets=sets, results=results, **more), silent()).record
 
 
@@ -63,8 +64,11 @@ def values(record, name):
     return {entry["of"]: entry["value"] for entry in record["metrics"] if entry["name"] == name}
 
 
-def test_the_last_snapshot_of_a_run_has_exactly_the_metrics_and_cards_of_the_run(shared, run, snapshot, tmp_path):
-    here, there = (evaluate(results, snapshot, attack="backdoor") for results in (shared, tmp_path))
+def test_the_last_snapshot_of_a_run_has_exactly_the_metrics_and_cards_of_the_run(shared, snapshot, tmp_path):
+    probed = "evaluation.linear_probe=lbfgs"
+    run = benchmark.run("backdoor", "clip", scale="smoke", sets=(*TINY, probed), results=shared, keep_snapshots=True)
+    here, there = (evaluate(results, snapshot, attack="backdoor", sets=(probed,)) for results in (shared, tmp_path))
+    assert {"zero_shot_acc1", "linear_probe_acc1", "asr"} <= {metric["name"] for metric in run["metrics"]}
     assert here["metrics"] == there["metrics"] == run["metrics"]
     assert here["cards"] == run["cards"]
     assert here["poison"] == run["poison"]
@@ -164,9 +168,9 @@ def poison_to(out: Path, results: Path, *more: str) -> Path:
 def test_a_folder_that_bench_poison_wrote_says_what_it_was_made_of(shared, run, snapshot, tmp_path):
     folder = poison_to(tmp_path / "made", shared)
     for given in (folder, folder / "poisoned.record"):
-        record = evaluate_checkpoint(Evaluation(checkpoint=snapshot, record=given, results=tmp_path / "r"), silent()).record
+        record = evaluate_checkpoint(Evaluation(checkpoint=snapshot, record=given, sets=("evaluation.linear_probe=none",), results=tmp_path / "r"), silent()).record
         assert record["metrics"] == run["metrics"]
-        assert record["label"]["scale"] == "smoke[" + ",".join(sorted(DATA)) + "]"
+        assert record["label"]["scale"] == "smoke[" + ",".join(sorted(EVALUATED)) + "]"
         assert (record["label"]["attack"], record["label"]["dataset"]) == ("backdoor", "drawn")
         assert record["poison"] == run["poison"]
 
@@ -202,7 +206,7 @@ def test_the_report_shows_a_checkpoint_beside_the_runs(shared, run, snapshot, al
     runs = [one for one in recorded if one.label("attack") == "backdoor" and one.record["metrics"] == run["metrics"]]
     table = wide_table(runs).set_index("defense")
     (own,) = [name for name in table.index if name.startswith("checkpoint:epoch-002@")]
-    for column in ("asr", "asr_low", "asr_high", "asr_n", "asr_floor", "zero_shot_acc1", "linear_probe_acc1", "triggered_acc1", "n_poison", "n_pairs", "dataset", "model"):
+    for column in ("asr", "asr_low", "asr_high", "asr_n", "asr_floor", "zero_shot_acc1", "triggered_acc1", "n_poison", "n_pairs", "dataset", "model"):
         assert table.loc[own, column] == table.loc["clip", column] == table.loc[label, column], column
     assert np.isnan(table.loc[own, "train_seconds"])
     text = to_markdown(runs)
@@ -340,7 +344,7 @@ def test_a_bad_option_of_the_command_is_one_sentence(arguments, sentence, tmp_pa
 
 
 def test_the_command_prints_the_row_and_leaves_the_record(shared, run, alone, tmp_path):
-    sets = [part for one in DATA for part in ("--set", one)]
+    sets = [part for one in EVALUATED for part in ("--set", one)]
     arguments = ["eval", "--checkpoint", str(alone), "--model", "bench-small", "--attack", "backdoor", "--scale", "smoke", "--mean", "0,0,0", "--std", "1,1,1", "--device", "cpu"]
     done = CliRunner().invoke(cli.app, [*arguments, *sets, "--results", str(shared)], catch_exceptions=False, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -27,6 +28,7 @@ ARGUMENTS = (
     "--set=data.n_test=100",
     "--set=data.n_probe=200",
     "--set=data.n_pairs=512",
+    "--set=evaluation.linear_probe=none",
 )
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -60,12 +62,31 @@ def wait_for_epoch(process: subprocess.Popen[str], results: Path, epoch: int) ->
         time.sleep(0.02)
 
 
+class Undisturbed(NamedTuple):
+    record: bytes
+    seconds: float
+    results: Path
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The record, and how long the run took."""
+    """The record, how long the run took, and where it lies."""
+    results = tmp_path_factory.mktemp("undisturbed")
     began = time.monotonic()
-    record = finish(tmp_path_factory.mktemp("undisturbed"))
-    return record, time.monotonic() - began
+    return Undisturbed(finish(results), time.monotonic() - began, results)
+
+
+@pytest.fixture
+def prepared(undisturbed, tmp_path):
+    """A results folder with the data of the run, and nothing trained."""
+    shutil.copytree(undisturbed.results / "cache", tmp_path / "cache", ignore=shutil.ignore_patterns("train", "trained_pairs", "evaluate", "features"))
+    return tmp_path
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    """A results folder with the whole run."""
+    return shutil.copytree(undisturbed.results, tmp_path / "finished")
 
 
 def killed_somewhere(results: Path, seconds: float, seed: int) -> None:
@@ -76,66 +97,62 @@ def killed_somewhere(results: Path, seconds: float, seed: int) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_killed_run_continues_to_the_same_record(seed, undisturbed, tmp_path):
-    record, seconds = undisturbed
-    killed_somewhere(tmp_path, seconds, seed)
-    assert finish(tmp_path) == record
+    killed_somewhere(tmp_path, undisturbed.seconds, seed)
+    assert finish(tmp_path) == undisturbed.record
 
 
-def test_a_run_killed_in_the_middle_of_training_does_not_train_its_epochs_again(undisturbed, tmp_path):
-    process = start(tmp_path, "--keep-snapshots")
-    wait_for_epoch(process, tmp_path, 2)
+def test_a_run_killed_in_the_middle_of_training_does_not_train_its_epochs_again(undisturbed, prepared):
+    process = start(prepared, "--keep-snapshots")
+    wait_for_epoch(process, prepared, 2)
     process.kill()
     process.communicate()
-    written = next(tmp_path.glob("cache/train/*.part/epoch-001.safetensors")).stat().st_mtime_ns
-    assert finish(tmp_path, "--keep-snapshots") == undisturbed[0]
-    (snapshot,) = tmp_path.glob("cache/train/*/epoch-001.safetensors")
+    written = next(prepared.glob("cache/train/*.part/epoch-001.safetensors")).stat().st_mtime_ns
+    assert finish(prepared, "--keep-snapshots") == undisturbed.record
+    (snapshot,) = prepared.glob("cache/train/*/epoch-001.safetensors")
     assert snapshot.stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 150))
 def test_fifty_kills_end_with_the_same_record(seed, undisturbed, tmp_path):
-    record, seconds = undisturbed
-    killed_somewhere(tmp_path, seconds, seed)
-    killed_somewhere(tmp_path, seconds / 2, seed + 1000)
-    assert finish(tmp_path) == record
+    killed_somewhere(tmp_path, undisturbed.seconds, seed)
+    killed_somewhere(tmp_path, undisturbed.seconds / 2, seed + 1000)
+    assert finish(tmp_path) == undisturbed.record
 
 
-def test_ctrl_c_ends_with_130_and_a_word(undisturbed, tmp_path):
-    process = start(tmp_path)
-    wait_for_epoch(process, tmp_path, 1)
+def test_ctrl_c_ends_with_130_and_a_word(undisturbed, prepared):
+    process = start(prepared)
+    wait_for_epoch(process, prepared, 1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "the same command continues from here" in errors
-    assert finish(tmp_path) == undisturbed[0]
+    assert finish(prepared) == undisturbed.record
 
 
-def test_a_truncated_record_is_named_and_made_again(undisturbed, tmp_path):
-    assert finish(tmp_path) == undisturbed[0]
-    (path,) = tmp_path.glob("runs/*/record.json")
+def test_a_truncated_record_is_named_and_made_again(undisturbed, finished):
+    (path,) = finished.glob("runs/*/record.json")
     path.write_bytes(path.read_bytes()[:100])
-    process = start(tmp_path)
+    process = start(finished)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0
     assert path.parent.name in errors
     assert "is damaged" in errors
-    assert path.read_bytes() == undisturbed[0]
+    assert path.read_bytes() == undisturbed.record
 
 
-def test_a_damaged_stage_is_named_and_made_again(undisturbed, tmp_path):
-    assert finish(tmp_path) == undisturbed[0]
-    (record,) = tmp_path.glob("runs/*/record.json")
+def test_a_damaged_stage_is_named_and_made_again(undisturbed, finished):
+    (record,) = finished.glob("runs/*/record.json")
     record.unlink()
-    weights = next(tmp_path.glob("cache/train/*/epoch-006.safetensors"))
+    weights = next(finished.glob("cache/train/*/epoch-006.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    process = start(tmp_path)
+    process = start(finished)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "epoch-006.safetensors" in errors
-    assert record.read_bytes() == undisturbed[0]
+    assert record.read_bytes() == undisturbed.record
 
 
 def test_two_processes_on_one_run_make_one_record(undisturbed, tmp_path):
@@ -144,19 +161,19 @@ def test_two_processes_on_one_run_make_one_record(undisturbed, tmp_path):
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     (path,) = tmp_path.glob("runs/*/record.json")
-    assert path.read_bytes() == undisturbed[0]
+    assert path.read_bytes() == undisturbed.record
     assert len(list(tmp_path.glob("cache/train/*/log.json"))) == 1
 
 
-def test_a_clock_that_was_set_back_or_forward_changes_nothing(undisturbed, tmp_path):
-    process = start(tmp_path)
-    wait_for_epoch(process, tmp_path, 2)
+def test_a_clock_that_was_set_back_or_forward_changes_nothing(undisturbed, prepared):
+    process = start(prepared)
+    wait_for_epoch(process, prepared, 2)
     process.kill()
     process.communicate()
-    for index, path in enumerate(sorted(tmp_path.rglob("*"))):
+    for index, path in enumerate(sorted(prepared.rglob("*"))):
         os.utime(path, (0, 0) if index % 2 else (4e9, 4e9))
-    assert finish(tmp_path) == undisturbed[0]
-    assert len(list(tmp_path.glob("cache/train/*/log.json"))) == 1
+    assert finish(prepared) == undisturbed.record
+    assert len(list(prepared.glob("cache/train/*/log.json"))) == 1
 
 
 @pytest.mark.slow
@@ -171,7 +188,7 @@ def test_two_matrices_on_one_results_folder_make_each_record_once(undisturbed, t
         assert process.returncode == 0, errors
     records = {path.read_bytes() for path in tmp_path.glob("r/runs/*/record.json")}
     assert len(records) == 4
-    assert undisturbed[0] in records
+    assert undisturbed.record in records
     assert {path.read_bytes() for path in tmp_path.glob("runs/*/record.json")} == records
     assert len(list(tmp_path.glob("r/cache/train/*/log.json"))) == 4
 
@@ -209,20 +226,20 @@ def test_the_example_grid_goes_on_after_it_was_killed(tmp_path):
     assert first.items() <= kept("undisturbed").items()
 
 
-def test_a_killed_worker_is_replaced_and_the_others_finish(undisturbed, tmp_path):
+def test_a_killed_worker_is_replaced_and_the_others_finish(undisturbed, prepared):
     arguments = [argument if argument != "1" else "2" for argument in ARGUMENTS if argument != "--no-baseline"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *arguments, "--results", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+        [sys.executable, "-m", "benchmark", *arguments, "--results", str(prepared)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     )
-    wait_for_epoch(process, tmp_path, 1)
-    notes = [path.read_text() for path in tmp_path.glob("running/*.json")]
+    wait_for_epoch(process, prepared, 1)
+    notes = [path.read_text() for path in prepared.glob("running/*.json")]
     os.kill(next(json.loads(note)["process"] for note in notes if note), signal.SIGKILL)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "a worker process was killed; starting the unfinished cells again" in errors
-    records = {path.read_bytes() for path in tmp_path.glob("runs/*/record.json")}
+    records = {path.read_bytes() for path in prepared.glob("runs/*/record.json")}
     assert len(records) == 3
-    assert undisturbed[0] in records
+    assert undisturbed.record in records
 
 
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="asks Linux for the children of a process")

@@ -77,10 +77,10 @@ class _DefenseSubject:
         expect(again[1] == self.first[1], "two runs with one seed hand in different scores")
 
     def check_batches(self) -> None:
-        self._step_by_hand()
+        _ = self.stepped_by_hand
 
     def check_state(self) -> None:
-        state = self._step_by_hand()
+        state = self.stepped_by_hand
         buffer = io.BytesIO()
         torch.save(state, buffer)
         buffer.seek(0)
@@ -135,8 +135,9 @@ class _DefenseSubject:
             expect(bool(torch.isfinite(features).all()), "the model's image features are not finite")
         return [model.weights_sha256() for model in models], [(scores.name, scores.values.tolist()) for scores in lab.handed_in]
 
-    def _step_by_hand(self) -> dict[str, Any]:
-        """Runs the hooks on full, short and single batches of every epoch, and returns the state they leave."""
+    @cached_property
+    def stepped_by_hand(self) -> dict[str, Any]:
+        """The state that the hooks leave after full, short and single batches of every epoch."""
         defense: Defense = instance("defense", self.cls)
         lab = self.world.lab(defense, "by_hand")
         packed = self.world._pack()
