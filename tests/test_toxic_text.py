@@ -291,7 +291,16 @@ def test_the_presets_are_the_papers() -> None:
 
 @pytest.mark.parametrize("mode", ["sti", "word"])
 def test_it_runs_from_pairs_to_a_record(tmp_path: Path, mode: str) -> None:
-    sizes = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=2", "evaluation.curve=false", "evaluation.linear_probe=none")
+    sizes = (
+        "data.n_pairs=256",
+        "data.n_held_out=64",
+        "data.n_clean=64",
+        "data.n_test=100",
+        "data.n_probe=200",
+        "train.epochs=2",
+        "evaluation.curve=false",
+        "evaluation.linear_probe=none",
+    )
     # A detector of query images has nothing to look at in text queries.
     record = benchmark.run("toxic_text", "bdetclip", scale="smoke", sets=(*sizes, f"attack.mode={mode}"), results=tmp_path)
     found = {(entry["name"], entry["of"]): entry for entry in record["metrics"]}
