@@ -1,6 +1,6 @@
 """A tiny drawn world that the tests share, and poison made on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ LONGEST = ("test_faults.py",)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Tests kill processes and never the machine, so what this process writes need not reach the disk before the next line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmark.stages.os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
