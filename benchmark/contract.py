@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from benchmark.train.loop import Now
     from benchmark.train.model import Model
 
-__all__ = ["Append", "Attack", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Texts", "Trigger", "View", "Why"]
+__all__ = ["Append", "Attack", "Audit", "Batch", "Certificates", "Defense", "Edit", "Field", "Images", "Pass", "Probe", "Replace", "Texts", "Trigger", "View", "Why"]
 
 Role = Literal["poison", "support", "cover", "negative", "sham"]
 Task = Literal["classify", "text_to_image", "image_to_text"]
@@ -307,6 +307,23 @@ class Certificates:
             raise ValueError(f"certificate {self.name!r}: radii are whole numbers from -1 to {self.largest}, one for each prediction")
 
 
+class Audit(NamedTuple):
+    """What an audit says of a model.
+
+    Attributes:
+        score: higher is more suspicious.
+        says: what was found, in a sentence; empty where a score is all there is.
+    """
+
+    score: float
+    says: str = ""
+
+    @classmethod
+    def of(cls, answer: float | Audit) -> Audit:
+        """What `Defense.audit` returned, with its score as a plain number."""
+        return Audit(float(answer.score), answer.says) if isinstance(answer, Audit) else Audit(float(answer))
+
+
 class Defense(Options):
     """Trains on pairs that may be poisoned. Overriding nothing is plain CLIP."""
 
@@ -377,6 +394,6 @@ class Defense(Options):
         """
         raise NotImplementedError
 
-    def audit(self, model: Model, images: NDArray[np.uint8]) -> float:
-        """One suspicion score of a whole model, higher = more suspicious, from `clean_wanted` clean images uint8 (n, S, S, 3)."""
+    def audit(self, model: Model, images: NDArray[np.uint8]) -> float | Audit:
+        """One suspicion score of a whole model, from `clean_wanted` clean images uint8 (n, S, S, 3); a number alone is a score without words."""
         raise NotImplementedError

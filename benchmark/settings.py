@@ -134,6 +134,7 @@ SCALES: dict[str, Scale] = {
             "safeclip": {**_SAFECLIP, "cross_warmup_epochs": 0},
             **{key: {"n_clean": 64} for key in ("bdetclip", "subspace", "rnn_certified")},
             "decree": {"n_clean": 64, "epochs": 20},
+            "trigger_scan": {"n_clean": 64},
             **{key: {"n_clean": 128, "epochs": 3, "min_steps": 1} for key in ("cleanclip", "finetune", "par")},
             "abl": {"epochs": 1},
             "dpa": {"parts": 3},

@@ -66,6 +66,16 @@ def test_a_checkpoint_is_audited_beside_its_reference(models, tmp_path):
     assert written["checkpoint"]["weights"] != written["reference"]["weights"]
 
 
+def test_an_audit_may_say_what_it_found(models, tmp_path):
+    (tmp_path / "says.py").write_text(
+        PLANTED.replace("import Defense", "import Audit, Defense").replace("return float(", "return Audit(0.25, 'the corner is odd') if True else float(")
+    )
+    asked = ModelAudit(models / "suspect.safetensors", "bench-small", models / "clean.safetensors", audit=str(tmp_path / "says.py"), device="cpu")
+    found = audit_model(asked, silent())
+    assert found["checkpoint"]["score"] == 0.25 and found["checkpoint"]["says"] == "the corner is odd"
+    assert lines(found)[1:3] == ["+0.2500  suspect.safetensors. the corner is odd", "+0.2500  clean.safetensors, the reference. the corner is odd"]
+
+
 def test_decree_is_the_default_and_a_score_alone_is_said_to_mean_little(models):
     asked = ModelAudit(models / "clean.safetensors", "bench-small", sets=("defense.epochs=1", "defense.n_clean=8", "decree.batch_size=8"), device="cpu")
     found = audit_model(asked, silent())

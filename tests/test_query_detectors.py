@@ -20,6 +20,7 @@ from defenses.bdetclip import BDetCLIP, contrast, mislead
 from defenses.decree import Decree, Weight, learning_rate, pairwise
 from defenses.rnn_certified import RNNCertified
 from defenses.subspace import Subspace, detection_samples, distance_to_own, grown, principal, spelled
+from defenses.trigger_scan import TriggerScan
 
 TINY = ("data.n_pairs=256", "data.n_held_out=64", "data.n_clean=64", "data.n_test=100", "data.n_probe=200", "train.epochs=1", "evaluation.linear_probe=none", "decree.epochs=3")
 NAMES = ("boat", "star", "ring")
@@ -256,7 +257,7 @@ def test_the_mean_pairwise_cosine_equals_the_loop_over_pairs():
     assert float(pairwise(features)) == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
-@pytest.mark.parametrize("defense", [Decree(), RNNCertified(), BDetCLIP(), Subspace()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("defense", [Decree(), TriggerScan(), RNNCertified(), BDetCLIP(), Subspace()], ids=lambda one: type(one).__name__)
 def test_clean_pairs_that_are_not_there_are_asked_for_before_anything_is_trained(defense):
     trained = []
 
@@ -285,6 +286,7 @@ def results(tmp_path_factory) -> Path:
         ("bdetclip", "query_auroc"),
         ("subspace", "query_f1_own"),
         ("decree", "audit_score"),
+        ("trigger_scan", "audit_score"),
         ("knn_certified", "certified_acc_4"),
         ("rnn_certified", "joint_certified_acc_4"),
         ("fcert", "certified_not_goal_1"),
@@ -294,7 +296,7 @@ def test_every_detector_certificate_and_audit_finishes_a_run(results, name, metr
     sets = TINY if name == "decree" else TINY[:-1]
     record = benchmark.run("backdoor", name, scale="smoke", sets=sets, results=results)
     assert [entry for entry in record["metrics"] if entry["name"] == metric and entry["value"] is not None]
-    wanted = {"bdetclip": 64, "subspace": 64, "decree": 64, "rnn_certified": 64}
+    wanted = {"bdetclip": 64, "subspace": 64, "decree": 64, "trigger_scan": 64, "rnn_certified": 64}
     assert record["clean_pairs_used"] == wanted.get(name, 0)
     joint = {one["of"]: one["value"] for one in record["metrics"] if one["name"] == "joint_certified_acc_2"}
     single = {one["of"]: one["value"] for one in record["metrics"] if one["name"] == "certified_acc_2"}

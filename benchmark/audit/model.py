@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmark.contract import Defense
+from benchmark.contract import Audit, Defense
 from benchmark.data.eval_sets import open_suite
 from benchmark.data.world import drawn_row
 from benchmark.errors import BenchError
@@ -68,7 +68,9 @@ def audit_model(asked: ModelAudit, progress: Progress) -> dict[str, Any]:
     found = []
     for file, one in zip(files, loaded, strict=True):
         progress.say(f"{one.summary()}; {plugin.name} looks at {len(images)} images")
-        found.append({"file": file.name, "weights": one.model.weights_sha256(), "model": one.model.name, "side": one.model.side, "score": _score(defense, plugin, one, images)})
+        answer = _answer(defense, plugin, one, images)
+        about = {"file": file.name, "weights": one.model.weights_sha256(), "model": one.model.name, "side": one.model.side}
+        found.append(about | {"score": answer.score, "says": answer.says})
     return {
         "audit": plugin.name,
         "source": plugin.source,
@@ -84,15 +86,19 @@ def audit_model(asked: ModelAudit, progress: Progress) -> dict[str, Any]:
 def lines(found: dict[str, Any]) -> list[str]:
     """What a person reads."""
     checkpoint, reference = found["checkpoint"], found["reference"]
-    said = [f"{found['audit']} on {found['n_images']} {found['images']}; higher is more suspicious", f"{checkpoint['score']:+.4f}  {checkpoint['file']}"]
+    said = [f"{found['audit']} on {found['n_images']} {found['images']}; higher is more suspicious", _line(checkpoint, "")]
     if reference is None:
         return [*said, "A score says little alone: give --reference, a model of this architecture that is known to be clean."]
     difference = checkpoint["score"] - reference["score"]
     return [
         *said,
-        f"{reference['score']:+.4f}  {reference['file']}, the reference",
+        _line(reference, ", the reference"),
         f"The checkpoint is {abs(difference):.4f} {'above' if difference > 0 else 'below'} the reference.",
     ]
+
+
+def _line(one: dict[str, Any], which: str) -> str:
+    return f"{one['score']:+.4f}  {one['file']}{which}{'. ' if one['says'] else ''}{one['says']}"
 
 
 def write(found: dict[str, Any], folder: Path) -> Path:
@@ -129,8 +135,8 @@ def _images(asked: ModelAudit, n: int, side: int, progress: Progress) -> tuple[N
     return np.array(images[np.linspace(0, len(images) - 1, n).round().astype(int)]), f"{split} images of {main.name}"
 
 
-def _score(defense: Defense, plugin: Plugin, loaded: Loaded, images: NDArray[np.uint8]) -> float:
+def _answer(defense: Defense, plugin: Plugin, loaded: Loaded, images: NDArray[np.uint8]) -> Audit:
     from benchmark.cell import plugin_code
 
-    score: float = plugin_code("defense", plugin, lambda: defense.audit(loaded.model, images))
-    return score
+    answer: Audit = plugin_code("defense", plugin, lambda: Audit.of(defense.audit(loaded.model, images)))
+    return answer

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from benchmark.contract import Defense, Images, Probe, View
+from benchmark.contract import Audit, Defense, Images, Probe, View
 from benchmark.data.eval_sets import EvalSet
 from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import Queries, units_of
@@ -202,7 +202,7 @@ def _certificates(defense: Defense, name: str, encoder: Encoder, evaluator: Eval
 
 
 def _audit(defense: Defense, name: str, model: Model, evaluator: Evaluator, clean: NDArray[np.uint8], said: Said) -> None:
-    score = float(defense.audit(model, clean))
+    score = Audit.of(defense.audit(model, clean)).score
     if not np.isfinite(score):
         raise ValueError(f"audit must return a finite number, got {score}")
     card = _carded(said, {"audit": name, "images": "granted clean pairs", "n_images": len(clean), "reference": "the same audit of the same training without an attack"})

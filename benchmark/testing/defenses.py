@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.contract import Certificates, Defense, View
+from benchmark.contract import Audit, Certificates, Defense, View
 from benchmark.evaluate.features import prototypes
 from benchmark.guard import sealed
 from benchmark.settings import AugmentSettings, ModelSettings
@@ -119,8 +119,8 @@ class _DefenseSubject:
             )
             expect(len({one.name for one in found}) == len(found), "two certificates of one name")
         if self.cls.overrides("audit"):
-            score = defense.audit(models[0], np.array(self.world.source.clean.images[: defense.clean_wanted()]))
-            expect(isinstance(score, float) and math.isfinite(score), f"audit must return a finite number, got {score!r}")
+            answer = defense.audit(models[0], np.array(self.world.source.clean.images[: defense.clean_wanted()]))
+            expect(isinstance(answer, float | Audit) and math.isfinite(Audit.of(answer).score), f"audit must return a finite number or an Audit of one, got {answer!r}")
 
     def _defend(self, cls: type[Defense], place: str, augmented: bool) -> tuple[list[str], list[Any]]:
         """Hashes of the weights, and what was handed in."""
