@@ -20,6 +20,7 @@ from benchmark.report.comparisons import against, differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, select
+from benchmark.report.same_model import plain_models
 from benchmark.report.tables import KEY, groups, long_table, per_run, summaries, to_csv
 from benchmark.report.targets import over_runs_and_targets
 from benchmark.report.terminal import print_outcomes
@@ -139,6 +140,14 @@ def test_markdown_says_where_runs_come_from_more_than_one_kind_of_processor(tmp_
     assert "kind of processor" not in to_markdown([*runs[1:3], runs[4]])
 
 
+def judging(seed):
+    judge = run(seed, 0.4, defense="bdetclip")
+    for point, of_clip in zip(judge.record["curve"], run(seed, defense="clip").record["curve"], strict=True):
+        point["loss_mean"] = of_clip["loss_mean"]
+    judge.record["metrics"].append(metric("query_auroc", 0.9))
+    return judge
+
+
 def test_a_defense_that_judges_the_model_of_clip_is_marked_and_compared_with_nothing():
     judge = run(0, 0.4, defense="bdetclip")
     for point, of_clip in zip(judge.record["curve"], run(0, defense="clip").record["curve"], strict=True):
@@ -154,6 +163,17 @@ def test_a_defense_that_judges_the_model_of_clip_is_marked_and_compared_with_not
     assert "not compared, because their models are those of clip: bdetclip" in notes
     judge.record["curve"][-1]["loss_mean"] += 1
     assert "model of" not in to_markdown(runs) and "model_of" not in wide(runs)[0]
+    judge.record["metrics"].append(metric("query_auroc", 0.9))
+    assert "| bdetclip (model of clip) |" in to_markdown(runs), "a judge on another processor, with the first epoch of clip to a thousandth"
+
+
+def test_a_seed_without_a_plain_run_says_nothing_of_whose_model_a_row_has():
+    judges, plain = [judging(seed) for seed in (0, 1)], [run(seed, 0.4, defense="clip") for seed in (0, 1)]
+    first, second = (judge.record["run_id"] for judge in judges)
+    assert plain_models([*judges, plain[0]]) == {first: "clip"}
+    judges[1].record["curve"][0]["loss_mean"] *= 1.01
+    assert plain_models([*judges, *plain]) == {first: "clip", second: ""}
+    assert plain_models([run(0, 0.4, defense="cleanclip"), plain[0]]) == {run(0, 0.4, defense="cleanclip").record["run_id"]: ""}
 
 
 def test_a_report_without_clip_plus_aug_says_so():
