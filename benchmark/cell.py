@@ -197,7 +197,11 @@ def _lab(cell: Cell, poisoned: Poisoned, packed: Pack, device: torch.device) -> 
     settings, suite = cell.settings, cell.suite
     synonyms = resolve(settings.augment.synonyms, suite.synonyms) if settings.augmented and settings.augment.text == "eda" else ("none", None)
     task = Task(suite.main.classnames, suite.main.templates)
-    given = (packed, settings, tokenizer(settings.model), task, synonyms, partial(_grant, cell), cell.stages, cell.progress, device)
+    clean = cell.source.clean
+    tags = _class_tags(cell, clean)
+    labels = None if tags is None else np.array([suite.main.classnames.index(tag) for tag in tags], dtype=np.int64)
+    grant = partial(_grant, clean, labels, cell.source.name, cell.source.content, settings.seed)
+    given = (packed, settings, tokenizer(settings.model), task, synonyms, grant, cell.stages, cell.progress, device)
     if cell.defense.told == "nothing":
         return Lab(*given)
     record = open_record(poisoned.record)
@@ -205,17 +209,15 @@ def _lab(cell: Cell, poisoned: Poisoned, packed: Pack, device: torch.device) -> 
     return ToldLab(*given, n_poison=record.n_poison, poisoned_rows=np.flatnonzero(rows).tolist() if cell.defense.told == "record" else None)
 
 
-def _grant(cell: Cell, n: int) -> Granted:
-    clean = cell.source.clean
+def _grant(clean: DataPairs, labels: NDArray[np.int64] | None, dataset: str, content: str, seed: int, n: int) -> Granted:
+    """Clean pairs, with nothing at hand that leads to the attack or to what is measured: the lab holds this function."""
     if not len(clean):
-        raise BenchError(f"the defense asks for {n} clean pairs and none are set apart in {cell.source.name}; a defense that needs them cannot run on these data")
+        raise BenchError(f"the defense asks for {n} clean pairs and none are set apart in {dataset}; a defense that needs them cannot run on these data")
     if n > len(clean):
         raise BenchError(f"the defense asks for {n} clean pairs and {len(clean)} are set apart; lower what it asks for")
-    rows = np.sort(generator("grant", cell.settings.seed).permutation(len(clean))[:n])
-    tags = _class_tags(cell, clean)
-    labels = None if tags is None else np.array([cell.suite.main.classnames.index(tags[row]) for row in rows])
+    rows = np.sort(generator("grant", seed).permutation(len(clean))[:n])
     view = PairsView(clean.images[rows], tuple(clean.captions[row] for row in rows))
-    return Granted(view, f"{cell.source.content}:{cell.settings.seed}:{n}", labels)
+    return Granted(view, f"{content}:{seed}:{n}", None if labels is None else labels[rows])
 
 
 def _poisoned_rows(record: SealedRecord, poisoned: Poisoned) -> NDArray[np.bool_]:

@@ -342,5 +342,7 @@ def _seeds(seed: int | None, seeds: str | None) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise BenchError(f"expected --seeds like 0,1,2 or 0-4, got {seeds!r}")
+        if int(last or first) < int(first):
+            raise BenchError(f"--seeds {part.strip()} goes from a larger seed to a smaller one; write {last}-{first}")
         found += range(int(first), int(last or first) + 1)
     return tuple(dict.fromkeys(found))

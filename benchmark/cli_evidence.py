@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli_options import Cache, Data, Evaluation, Results
+from benchmark.cli_options import (
+    AllowOutside,
+    Cache,
+    CaptionColumn,
+    Data,
+    DialectOf,
+    EvalRoot,
+    Evaluation,
+    ImageColumn,
+    ImageRoot,
+    MaxBroken,
+    Quoting,
+    Results,
+    SkipBroken,
+    Templates,
+)
+from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
 
 
@@ -28,17 +44,38 @@ def rerun_command(
     defense: Annotated[str | None, typer.Option(help="Path of the defense, if it was given by file.")] = None,
     data: Data = None,
     evaluation: Evaluation = None,
+    eval_root: EvalRoot = None,
+    templates: Templates = "set",
+    image_root: ImageRoot = None,
+    dialect: DialectOf = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
+    quoting: Quoting = None,
+    allow_outside: AllowOutside = False,
+    skip_broken: SkipBroken = False,
+    max_broken: MaxBroken = 0.001,
     out: Annotated[Path, typer.Option(help="Where the new run and its cache go.")] = Path("rerun"),
     cache: Cache = None,
     results: Results = Path("results"),
 ) -> None:
-    """Run a recorded run again from its own settings, and say whether the same record comes out."""
+    """Run a recorded run again from its own settings, and say whether the same record comes out. A run on data of your own wants them, read as they were."""
     from benchmark.progress import Progress
     from benchmark.report.difference import find_run
+    from benchmark.request import Request
     from benchmark.rerun import rerun
 
     plugins = {kind: path for kind, path in (("attack", attack), ("defense", defense)) if path is not None}
-    again = rerun(find_run(run, results), out, Progress(), plugins, data, tuple(evaluation or ()), cache)
+    given = Request(
+        data=data,
+        eval=tuple(evaluation or ()),
+        eval_root=eval_root,
+        templates=templates,
+        image_root=image_root,
+        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
+        results=out,
+        cache=cache,
+    )
+    again = rerun(find_run(run, results), given, Progress(), plugins)
     typer.echo("\n".join(again.lines))
     if not again.same:
         raise typer.Exit(1)

@@ -109,6 +109,8 @@ def plan(request: Request) -> list[Asked]:
     attacks = _expand("attack", request.attacks)
     if request.clean_model and request.sham:
         raise BenchError("--sham and --clean-model do not go together: one trains on edits without the trigger, the other on none")
+    if request.sham and "none" in attacks:
+        raise BenchError("--sham leaves out the trigger of an attack, and attack none has none; leave --sham or that attack out")
     if request.clean_model and "none" in attacks:
         raise BenchError("--clean-model measures what an attack asks for, and attack none asks for nothing; leave --clean-model or that attack out")
     defenses = _expand("defense", request.defenses)

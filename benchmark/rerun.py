@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.data.source import WORLD
@@ -31,29 +30,33 @@ class Again:
     lines: list[str]
 
 
-def rerun(run: Run, results: Path, progress: Progress, plugins: dict[str, str], data: Path | None = None, evaluation: tuple[str, ...] = (), cache: Path | None = None) -> Again:
-    """Trains and measures the run's settings anew under `results`, which must not be where the record comes from.
+def rerun(run: Run, given: Request, progress: Progress, plugins: dict[str, str]) -> Again:
+    """Trains and measures the run's settings anew.
 
     Args:
+        given: what no record holds. `results`, which must not be where the record comes from, and the cache; and of a run on data of
+            one's own the data, the evaluation sets, and how they are read. Their content must be that of the record.
         plugins: paths of an attack or a defense that was given by file, by kind.
-        data, evaluation: of a run on data of one's own; their content must be that of the record.
 
     Raises:
         BenchError: a record that is no run, a plugin or data that are needed and not given, other data than recorded.
     """
     from benchmark.cell import run_cell
 
-    asked = asked_again(run, results, plugins, data, evaluation, cache)
+    asked = asked_again(run, given, plugins)
     cell = open_cell(asked, progress)
     resolved, now = run.record["resolved"], cell.settings.as_json()
     for name in ("data_hash", "suite_hash"):
         if resolved[name] != now[name]:
-            raise BenchError(f"{name} of the record is {resolved[name][:12]} and that of the data here is {now[name][:12]}; give the data of the record with --data and --eval")
+            raise BenchError(
+                f"{name} of the record is {resolved[name][:12]} and that of the data here is {now[name][:12]}; give the data of the record, "
+                "with --data, --eval and whatever else of --templates and of how data are read the run was given"
+            )
     cell.label = dict(run.record["label"])
     if cell.folder.resolve() == run.folder.resolve():
-        raise BenchError(f"{results} is where the record comes from; choose another folder with --out")
+        raise BenchError(f"{given.results} is where the record comes from; choose another folder with --out")
     new = run_cell(cell)
-    again = next(one for one in load(results) if one.record["run_id"] == new["run_id"])
+    again = next(one for one in load(given.results) if one.record["run_id"] == new["run_id"])
     expected = {**run.record, "run_id": new["run_id"], "resolved": new["resolved"]}
     old = {(entry["name"], entry["of"]) for entry in run.record["metrics"]}
     added = sorted({entry["name"] for entry in new["metrics"] if (entry["name"], entry["of"]) not in old})
@@ -71,8 +74,8 @@ def rerun(run: Run, results: Path, progress: Progress, plugins: dict[str, str], 
     return Again(again, same, lines)
 
 
-def asked_again(run: Run, results: Path, plugins: dict[str, str], data: Path | None, evaluation: tuple[str, ...], cache: Path | None) -> Asked:
-    """The cell that the record's settings ask for."""
+def asked_again(run: Run, given: Request, plugins: dict[str, str]) -> Asked:
+    """The cell that the record's settings ask for, on the data that are given."""
     resolved: dict[str, Any] = run.record["resolved"]
     if not isinstance(resolved["train"], dict):
         raise BenchError(f"{run.record['run_id']} is a measured checkpoint and no run; measure it again with bench eval")
@@ -82,7 +85,7 @@ def asked_again(run: Run, results: Path, plugins: dict[str, str], data: Path | N
         )
     if resolved["scale"] not in SCALES:
         raise BenchError(f"{run.record['run_id']} is of scale {resolved['scale']!r}, which this version does not have")
-    if resolved["dataset"] != WORLD and data is None:
+    if resolved["dataset"] != WORLD and given.data is None:
         raise BenchError(f"{run.record['run_id']} is of the data set {resolved['dataset']!r}; give it with --data and --eval")
     names = {}
     for kind in ("attack", "defense"):
@@ -97,16 +100,13 @@ def asked_again(run: Run, results: Path, plugins: dict[str, str], data: Path | N
         for option, value in resolved[section].items()
         if value != getattr(usual, section).model_dump(mode="json").get(option)
     )
-    request = Request(
-        (names["attack"],),
-        (names["defense"],),
-        (resolved["seed"],),
-        resolved["scale"],
-        sets,
-        data,
-        evaluation,
-        results=results,
-        cache=cache,
+    request = replace(
+        given,
+        attacks=(names["attack"],),
+        defenses=(names["defense"],),
+        seeds=(resolved["seed"],),
+        scale=resolved["scale"],
+        sets=sets,
         baseline=False,
         sham=resolved["sham"],
         clean_model=resolved.get("clean_model", False),

@@ -103,7 +103,12 @@ def test_another_seed_moves_the_rows_and_keeps_trigger_and_target_of_a_backdoor(
 
 @every_attack
 def test_a_sham_changes_captions_and_no_pixel(poison_with: Poison, source: Source, name: str, options: dict[str, Any], n: int) -> None:
-    (real, truth), (sham, record) = (poison_with(name, options, sham=sham) for sham in (False, True))
+    real, truth = poison_with(name, options)
+    if not truth.header["triggers"]:
+        with pytest.raises(BenchError, match=f"attack {name} has no trigger that --sham could leave out"):
+            poison_with(name, options, sham=True)
+        return
+    sham, record = poison_with(name, options, sham=True)
     kinds = {spec["kind"].partition(":")[0] for spec in truth.header["triggers"].values()}
     assert (sham.rows()[2] == real.rows()[2]) == kinds.isdisjoint(("text", "both"))
     assert record.header["sham"] is True

@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,13 @@ def test_a_temperature_that_is_no_logarithm_is_refused_unless_it_is_said_to_be_n
         load_checkpoint(path, CPU, SMALL)
     loaded = load_checkpoint(path, CPU, Ask(model="bench-small", exponential=True))
     assert torch.allclose(loaded.model.scale, model.scale)
+
+
+def test_what_no_weight_tells_is_part_of_a_models_identity(resnet):
+    plain = replace(resnet, config={**resnet.config, "quick_gelu": False})
+    heads = replace(resnet, config={**resnet.config, "vision_cfg": {**resnet.config["vision_cfg"], "head_width": 8}})
+    assert len({one.weights_sha256() for one in (resnet, plain, heads)}) == 1
+    assert len({one.identity() for one in (resnet, plain, heads)}) == 3
 
 
 def test_a_model_trained_without_normalisation_is_given_images_as_they_are(model, state, tmp_path):

@@ -57,6 +57,8 @@ def call(tmp_path, monkeypatch, capsys):
         (["run", "--set", "rate"], "expected --set section.option=value"),
         (["run", "--data", "pairs.tsv"], "--data needs --eval"),
         (["run", "--seeds", "a-b"], "expected --seeds like 0,1,2 or 0-4"),
+        (["run", "--seeds", "4-0"], "--seeds 4-0 goes from a larger seed to a smaller one; write 0-4"),
+        (["run", "--attack", "none", "--sham"], "attack none has none; leave --sham or that attack out"),
         (["run", "--device", "tpu"], "expected --device cpu or cuda"),
         (["run", "--defense", "./nowhere.py"], "no defense file at ./nowhere.py"),
         (["report", "--results", "nowhere"], "no runs in nowhere"),

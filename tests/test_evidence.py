@@ -306,6 +306,32 @@ def test_a_plan_says_what_it_can_show():
         planned(None, None, None, (12.5, 0.0), None, Path("nowhere"))
 
 
+def test_a_record_that_lacks_something_is_one_sentence(tmp_path):
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    for text in ("{}", "[]", "{", '{"schema": 1}'):
+        (tmp_path / "runs" / "one" / "record.json").write_text(text)
+        for read in (lambda: load(tmp_path), lambda: find_run("one", tmp_path), lambda: find_run(str(tmp_path / "runs" / "one"), tmp_path)):
+            with pytest.raises(BenchError, match=r"record\.json is damaged; run its cell again, or remove"):
+                read()
+
+
+def test_a_plan_counts_no_judge_of_the_model_of_clip_as_a_run_of_its_own(tmp_path):
+    """A copy's difference to `clip` is exactly 0, which would make every plan look surer than it is."""
+    for source in (one.folder for one in attacked()):
+        record = json.loads((source / "record.json").read_text())
+        for name in ("clip", "judge") if record["label"]["defense"] == "clip" else (record["label"]["defense"],):
+            run_id = f"{source.name}-{name}"
+            record = json.loads(json.dumps({**record, "run_id": run_id, "label": {**record["label"], "defense": name}}))
+            (tmp_path / "runs" / run_id).mkdir(parents=True)
+            (tmp_path / "runs" / run_id / "record.json").write_text(json.dumps(record))
+    with_copies = planned(None, None, 3, None, None, tmp_path)
+    copies = list((tmp_path / "runs").glob("*-judge"))
+    assert copies
+    for copy in copies:
+        shutil.rmtree(copy)
+    assert with_copies == planned(None, None, 3, None, None, tmp_path)
+
+
 def test_a_plan_takes_seeds_and_targets_of_a_grid_and_the_spread_of_recorded_runs():
     lines = planned(REFERENCE / "stronger" / "grid.toml", None, None, None, None, REFERENCE / "main")
     assert lines[0].endswith("12 cells, 3 runs of each") and "one run, 16 units" in lines[1]

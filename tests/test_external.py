@@ -153,6 +153,10 @@ def test_what_does_not_fit_a_record_is_refused(shared, snapshot, run, tmp_path):
     (broken / "record.json").write_text(json.dumps({**header, "kept": {**header["kept"], "targets": [{**header["kept"]["targets"][0], "index": 3}]}}))
     with pytest.raises(BenchError, match="has another number in evaluation set"):
         evaluate(tmp_path, snapshot, record=broken)
+    (broken / "empty.npy").write_bytes(b"")
+    with pytest.raises(BenchError, match="is no poison record: EOFError"):
+        evaluate(tmp_path, snapshot, record=broken)
+    (broken / "empty.npy").unlink()
     (broken / "record.json").write_text(json.dumps({name: value for name, value in header.items() if name != "kept"}))
     with pytest.raises(BenchError, match="is no poison record"):
         evaluate(tmp_path, snapshot, record=broken)

@@ -166,8 +166,10 @@ def test_an_image_that_is_measured_is_not_poisoned(poison_with: Poison, source: 
     with pytest.raises(BenchError, match=rf"image {taken}.*, which the attack takes, is test image {measured.main.test.ids[4]} of objects"):
         poison(plugin, attack, 0, source, measured, False, Stages(tmp_path))
     free = next(row_id for row_id in source.train.ids if row_id not in set(record.rows["source_id"]))
-    untouched = poison(plugin, attack, 0, source, also_measured(suite, {5: source.train.image(source.train.ids.index(free))}), False, Stages(tmp_path))
-    assert open_record(untouched.record).header["poisoned_manifest_sha256"] == record.header["poisoned_manifest_sha256"]
+    untouched = open_record(poison(plugin, attack, 0, source, also_measured(suite, {5: source.train.image(source.train.ids.index(free))}), False, Stages(tmp_path)).record)
+    assert untouched.header["poisoned_manifest_sha256"] == record.header["poisoned_manifest_sha256"]
+    assert not any("show test images" in line for line in record.header["warnings"])
+    assert f"1 of the 384 pairs show test images ({free} is {suite.main.test.ids[5]} of objects)" in untouched.header["warnings"][0]
 
 
 def test_a_test_image_that_is_the_goal_may_be_trained_on_if_the_attack_says_so(poison_with: Poison, suite: Suite) -> None:

@@ -71,6 +71,27 @@ def test_classes_of_images_and_captions_are_those_of_the_drawn_rows(attack, opti
     assert poisoned_captions == set(record.rows["caption_after"])
 
 
+@pytest.mark.parametrize("variant", ["I", "II"])
+def test_an_image_put_under_the_caption_of_another_class_has_that_class_for_its_goal(variant, poison_with, source, suite):
+    poisoned, record = poison_with("mm_poison", {"variant": variant})
+    asked = ask(poisoned.rows()[0], record, source, suite)
+    (target,) = record.kept["targets"]
+    words = sorted({*source.train.tags[OBJECT], *source.held_out.tags[OBJECT], target["class"]})
+    assert len(asked.poisoned)
+    assert {words[number] for number in asked.true} == {target["class"]}, "what the image shows"
+    assert {words[number] for number in asked.goal} == {target["source"]}, "what its caption says"
+
+
+def test_composed_images_have_a_goal_and_no_true_class(poison_with, source, suite):
+    poisoned, record = poison_with("corrupt_encoder", {"count": 6})
+    asked = ask(poisoned.rows()[0], record, source, suite)
+    assert set(asked.true) == {-1}
+    n = len(poisoned.rows()[0])
+    found = measure(Reader(), packed([1] * n, [1] * n), asked)
+    assert "pool_true_class/pairs" not in found and "pool_goal_class/pairs" in found
+    assert trained_pairs.not_run([found]) == {"pool_true_class": trained_pairs.NO_ONE_CLASS}
+
+
 def test_without_poison_there_is_only_the_similarity_of_clean_pairs(poison_with, source, suite):
     poisoned, record = poison_with("none", {})
     asked = ask(poisoned.rows()[0], record, source, suite)

@@ -176,6 +176,9 @@ def test_a_damaged_record_is_one_sentence(folder: Path, source: Source) -> None:
     (record / "all_rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(BenchError, match=r"all_rows\.parquet cannot be read"):
         checked(folder / "p", source)
+    (record / "layout.npy").write_bytes(b"")
+    with pytest.raises(BenchError, match=r"the sealed record .* cannot be read: No data left"):
+        checked(folder / "p", source)
     (record / "record.json").write_text("{")
     with pytest.raises(BenchError, match=r"the sealed record .* cannot be read"):
         checked(folder / "p", source)

@@ -32,9 +32,17 @@ def test_a_place_that_is_drawn_for_each_image_is_averaged_over_many():
 
 
 def test_layouts_have_a_place_for_each_row():
-    layouts = [{"trigger": [0, 0, 8]}, {"trigger": [12, 12, 8]}]
+    layouts = [{"canvas": [32, 32], "trigger": [0, 0, 8]}, {"canvas": [32, 32], "trigger": [12, 12, 8]}]
     corner, middle = (visible_share((place, place, 8, 8), 32, SETTINGS, torch_generator("visible")) for place in (0, 12))
     assert share({"box": [0, 0, 8, 8], "layouts": layouts}, PatternTrigger("patch:white", 8)) == pytest.approx((corner + middle) / 2, abs=0.02)
+
+
+def test_what_a_centre_crop_cuts_off_a_canvas_is_never_seen():
+    inside, cut = {"canvas": [64, 32], "trigger": [28, 12, 8]}, {"canvas": [64, 32], "trigger": [10, 12, 8]}
+    middle = visible_share((12, 12, 8, 8), 32, SETTINGS, torch_generator("visible"))
+    assert share({"layouts": [inside]}, PatternTrigger("patch:white", 8)) == middle
+    assert share({"layouts": [inside, cut]}, PatternTrigger("patch:white", 8)) == pytest.approx(middle / 2, abs=0.02)
+    assert share({"layouts": [cut]}, PatternTrigger("patch:white", 8)) == 0
 
 
 def test_a_trigger_of_the_whole_image_or_without_a_place_has_none():

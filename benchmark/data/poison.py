@@ -106,6 +106,8 @@ def _build(lab: AttackLab, attack: Attack, stages: Stages, folder: Path) -> None
     source, seed = lab.source, lab.seed
     began = time.perf_counter()
     edits = list(attack.poison(source.train, lab))
+    if lab.sham and not lab.triggers:
+        raise BenchError(f"attack {lab.attack} has no trigger that --sham could leave out: the whole attack would stay; leave --sham or that attack out")
     write_atomically(cost_file(folder), canonical({"seconds": time.perf_counter() - began - lab.seconds_waited}).encode())
     (folder / "poisoned").mkdir()
     (folder / "poisoned.record").mkdir()
@@ -245,13 +247,21 @@ def _check_disjoint(rows: list[dict[str, Any]], source: Source) -> None:
 
 
 def _check_untested(rows: list[dict[str, Any]], lab: AttackLab, stages: Stages) -> None:
-    """No image that an attack appends, edits or starts from may be one that is measured, unless the attack declares it."""
-    if not rows:
-        return
+    """No image that an attack appends, edits or starts from may be one that is measured, unless the attack declares it.
+
+    Of other pairs that show a test image the sealed record has a warning: they are the user's own.
+    """
     tested = _tested(lab.suite, stages)
     source = lab.source
-    hashes = (source.folder / "pixels.txt").read_text().split()[len(source.train) :]
-    held_out = dict(zip(source.held_out.ids, hashes, strict=False))
+    hashes = (source.folder / "pixels.txt").read_text().split()
+    ids = [*source.train.ids, *source.held_out.ids, *source.clean.ids]
+    shared = [(row_id, tested[pixels]) for row_id, pixels in zip(ids, hashes, strict=True) if pixels in tested]
+    if shared:
+        named = ", ".join(f"{row_id} is {image}" for row_id, image in shared[:5])
+        lab.warnings.append(
+            f"{len(shared)} of the {len(ids)} pairs show test images ({named}{', ...' if len(shared) > 5 else ''}), so what is measured on these was trained on or granted"
+        )
+    held_out = dict(zip(source.held_out.ids, hashes[len(source.train) :], strict=False))
     for row in rows:
         # A composed image has several sources, joined with a plus.
         parts = [held_out.get(name, "") for name in {row["source_id"], *row["source_id"].split("+")}]

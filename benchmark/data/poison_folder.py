@@ -159,7 +159,7 @@ def sealed_record(folder: Path) -> SealedRecord:
     """
     try:
         found = open_record(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BenchError(f"the sealed record {folder} cannot be read: {error}") from None
     for name, needed, there in (("record.json", _HEADER, found.header), ("rows.parquet", _ROWS, found.rows.columns)):
         lacking = [one for one in needed if one not in there]

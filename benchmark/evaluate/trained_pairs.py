@@ -23,10 +23,11 @@ from benchmark.seeding import generator
 from benchmark.settings import canonical
 from benchmark.train.model import Model
 
-VERSION = 2
+VERSION = 3
 N_PAIRS = 500
 POOL_SHARE, MIN_POOL, POOLED = 0.02, 128, 1024
 NO_CLASSES = "the data have no tags that say what a poisoned image shows"
+NO_ONE_CLASS = "the poisoned images are composed of several, so they have no one true class"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Asked:
         poisoned: of role `poison`, at most N_PAIRS, drawn once for all epochs.
         clean: untouched rows, as many at most.
         pools: (k, P), captions drawn from all rows, poisoned ones among them at their rate: 2 % of the pairs, whatever the size of a defense's own pool.
-        true, goal: class numbers of each poisoned image, or empty where the data do not say.
+        true, goal: class number of what each poisoned image shows (-1 for a composed one, which has no one class) and of what its caption says; empty
+            where the data do not say.
         of_caption: class number of each caption in `pools`, (k, P, poisoned): equal numbers mean the class of that poisoned row.
     """
 
@@ -69,7 +71,7 @@ def ask(ids: Sequence[str], record: SealedRecord, source: Source, suite: Suite) 
     chosen = rows.iloc[[index for _, index in known]]
     columns = [classes.column[target] for target in chosen["target"]]
     true = np.array([classes.of_image(source_id, column) for source_id, column in zip(chosen["source_id"], columns, strict=True)], dtype=np.int64)
-    goal = np.array([classes.goal[target] for target in chosen["target"]], dtype=np.int64)
+    goal = np.array([classes.of_caption(row_id, column) for row_id, column in zip(chosen["id"], columns, strict=True)], dtype=np.int64)
     by_column = {column: np.array([[classes.of_caption(ids[row], column) for row in pool] for pool in pools], dtype=np.int64) for column in dict.fromkeys(columns)}
     return Asked(poisoned, clean, pools, true, goal, [by_column[column] for column in columns])
 
@@ -78,8 +80,9 @@ def measure(model: Model, packed: Pack, asked: Asked) -> dict[str, float]:
     """The values of one snapshot, as `name/pairs`; what cannot be had is left out.
 
     `poisoned_similarity`, `clean_similarity`: mean cosine of image and caption, both as training holds them, without augmentation.
-    `pool_true_class`, `pool_goal_class`: share of poisoned images whose nearest caption in a pool belongs to a row of the image's
-    true class, or to one of the attack's target class (a poisoned row's caption is of its target class). Means over pools.
+    `pool_true_class`, `pool_goal_class`: share of poisoned images whose nearest caption in a pool is of the class that the image
+    shows, or of the one that the image's own caption says: the attack's target class, or the caption's as it was where the attack
+    changed the image alone. Means over pools, each over the images whose class is known.
     """
     found = {}
     features = {}
@@ -91,9 +94,11 @@ def measure(model: Model, packed: Pack, asked: Asked) -> dict[str, float]:
     if len(asked.pools) and len(asked.true):
         used, places = np.unique(asked.pools, return_inverse=True)
         captions = model.encode_tokens(packed.tokens[used])
-        hits = [_nearest(features["poisoned"], captions[places.reshape(asked.pools.shape)[pool]], asked, pool) for pool in range(len(asked.pools))]
-        for index, name in enumerate(("true", "goal")):
-            found[f"pool_{name}_class/pairs"] = float(np.mean([hit[index] for hit in hits]))
+        said = np.stack([_nearest(features["poisoned"], captions[places.reshape(asked.pools.shape)[pool]], asked, pool) for pool in range(len(asked.pools))])
+        for name, classes in (("true", asked.true), ("goal", asked.goal)):
+            known = classes >= 0
+            if known.any():
+                found[f"pool_{name}_class/pairs"] = float((said == classes)[:, known].mean(axis=1).mean())
     return found
 
 
@@ -110,14 +115,15 @@ def read(folder: Path) -> dict[str, float]:
 
 def not_run(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Values that the metrics of a curve's points lack, and why."""
-    lacking = any("poisoned_similarity/pairs" in point and "pool_true_class/pairs" not in point for point in points)
-    return {name: NO_CLASSES for name in ("pool_true_class", "pool_goal_class")} if lacking else {}
+    asked = [point for point in points if "poisoned_similarity/pairs" in point]
+    lacking = [name for name in ("pool_true_class", "pool_goal_class") if any(f"{name}/pairs" not in point for point in asked)]
+    return {name: NO_CLASSES if len(lacking) == 2 else NO_ONE_CLASS for name in lacking}
 
 
-def _nearest(images: Tensor, captions: Tensor, asked: Asked, pool: int) -> tuple[float, float]:
+def _nearest(images: Tensor, captions: Tensor, asked: Asked, pool: int) -> NDArray[np.int64]:
+    """The class of each image's nearest caption."""
     chosen = (images @ captions.T).argmax(dim=1).numpy()
-    classes = np.array([asked.of_caption[row][pool][place] for row, place in enumerate(chosen)])
-    return float((classes == asked.true).mean()), float((classes == asked.goal).mean())
+    return np.array([asked.of_caption[row][pool][place] for row, place in enumerate(chosen)], dtype=np.int64)
 
 
 def _draw(purpose: str, n: int, most: int) -> NDArray[np.int64]:
@@ -132,7 +138,6 @@ class _Classes:
     images: dict[str, dict[str, str]]
     edited: dict[str, tuple[str, str]]
     column: dict[int, str]
-    goal: dict[int, int]
 
     @staticmethod
     def of(record: SealedRecord, source: Source, suite: Suite) -> _Classes | None:
@@ -157,7 +162,7 @@ class _Classes:
         }
         changed = rows[rows["caption_before"] != rows["caption_after"]]
         edited = {row_id: (column[target], word[target]) for row_id, target in zip(changed["id"], changed["target"], strict=True)}
-        return _Classes(numbers, images, edited, column, {index: numbers[value] for index, value in word.items()})
+        return _Classes(numbers, images, edited, column)
 
     def of_image(self, source_id: str, column: str) -> int:
         """The class of the image with this id."""

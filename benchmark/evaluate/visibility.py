@@ -28,19 +28,31 @@ def visibility(kept: Mapping[str, Any], probes: Sequence[Probe], side: int, sett
         return []
     draws = max(1, _DRAWS // len(boxes))
     rng = torch_generator("visible")
-    shares = [visible_share(box, side, settings, rng, draws) for box in boxes]
+    shares = [visible_share(box, side, settings, rng, draws) if _whole(box, side) else 0.0 for box in boxes]
     return [Metric("trigger_visible_share", "trigger", sum(shares) / len(shares), draws * len(boxes), "crops")]
 
 
 def _boxes(kept: Mapping[str, Any], probes: Sequence[Probe], side: int) -> list[Box]:
     """Top, left, height, width of each place; one place only once if there is but one."""
+    if "layouts" in kept:
+        return [_cropped(layout, side) for layout in kept["layouts"]]
     if "box" not in kept:
         return []
-    if "layouts" in kept:
-        return [(int(top), int(left), int(size), int(size)) for left, top, size in (layout["trigger"] for layout in kept["layouts"])]
     place = next((place for one in probes if (place := getattr(one.trigger, "box", None)) is not None), None)
     found: list[Box] = [place(side, str(key)) for key in range(_PLACES)] if place is not None else [_box(kept["box"])]
     return found if len(set(found)) > 1 else found[:1]
+
+
+def _cropped(layout: Mapping[str, Any], side: int) -> Box:
+    """The trigger's place after the centre crop of a canvas that may be longer than the image, there perhaps in part or outside."""
+    left, top, size = map(int, layout["trigger"])
+    width, height = layout["canvas"]
+    return top - round((height - side) / 2), left - round((width - side) / 2), size, size
+
+
+def _whole(box: Box, side: int) -> bool:
+    top, left, height, width = box
+    return min(top, left, side - top - height, side - left - width) >= 0
 
 
 def _box(values: Sequence[int]) -> Box:

@@ -96,6 +96,8 @@ def checked(asked: Evaluation) -> Scale:
         for option, given in (("--data", asked.data is not None), ("--sham", asked.sham), ("--seed", asked.seed is not None)):
             if given:
                 raise BenchError(f"{option} and --record do not go together: the record says what was poisoned, and how")
+    if asked.attack == "all":
+        raise BenchError("--attack all: one measurement asks for what one attack wants; name an attack")
     check_reading(asked.reading, asked.data is not None)
     for one in asked.eval:
         known_name(one)

@@ -145,7 +145,7 @@ def made_before(given: Path, asked: Evaluation) -> Made:
         header = record.header
         about_poison(record), header["attack"], dict(header["options"]), int(header["attack_seed"]), header["source"], header["sham"], header["warnings"], int(header["n_rows"])
         schema = int(header["schema"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BenchError(f"{folder} is no poison record: {type(error).__name__}: {error}") from None
     if schema > SCHEMA:
         raise BenchError(f"{folder} has schema {schema}, this version reads up to {SCHEMA}; install a newer one")
@@ -197,7 +197,7 @@ def of_record(made: Made, asked: Evaluation, loaded: Loaded, progress: Progress)
         n_pairs=int(header["n_rows"]),
         counts={},
         poison=about_poison(record),
-        poison_key=digest({"record": {path.name: file_sha256(path) for path in sorted([folder / "record.json", *folder.glob("*.npy")])}}),
+        poison_key=digest({"code": plugin.source, "record": {path.name: file_sha256(path) for path in sorted([folder / "record.json", *folder.glob("*.npy")])}}),
         warnings=(*suite.warnings, *header["warnings"]),
         trained_here=_same_manifest(loaded, record),
     )

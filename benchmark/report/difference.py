@@ -13,7 +13,7 @@ from benchmark.errors import BenchError, nearest
 from benchmark.evaluate.paired_tests import mcnemar
 from benchmark.evaluate.predictions import read_predictions
 from benchmark.evaluate.statistics import TARGET_IMAGES
-from benchmark.report.records import Run
+from benchmark.report.records import Run, read_run
 from benchmark.settings import canonical
 
 _ABSENT = "(none)"
@@ -27,13 +27,13 @@ def find_run(name: str, results: Path) -> Run:
         BenchError: no such run, or several, or unequal records of it: one id is one setting, and another kind of processor rounds otherwise.
     """
     if (Path(name) / "record.json").is_file():
-        return _open(Path(name))
+        return read_run(Path(name))
     folders = [path.parent for pattern in ("runs", "reference/*/runs") for path in sorted(results.glob(f"{pattern}/*/record.json")) if path.parent.suffix != ".part"]
     found = {folder.name: folder for folder in reversed(folders) if name and folder.name.startswith(name)}
     if len(found) == 1:
         (run_id, first), *_ = found.items()
-        known = _open(first)
-        other = [folder for folder in folders if folder.name == run_id and _values_differ(_open(folder), known)]
+        known = read_run(first)
+        other = [folder for folder in folders if folder.name == run_id and _values_differ(read_run(folder), known)]
         if other:
             raise BenchError(f"run {run_id} was made more than once, with other results: {', '.join(map(str, [first, *other]))}; give the folder that you mean")
         return known
@@ -128,15 +128,6 @@ def _same_questions(one: pd.DataFrame, two: pd.DataFrame) -> bool:
 def _code(left: Path, right: Path) -> list[str]:
     environments = [json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").is_file() else {} for folder in (left, right)]
     return [f"  {path}: {one} -> {two}" for path, one, two in changed(*environments)]
-
-
-def _open(folder: Path) -> Run:
-    try:
-        record = json.loads((folder / "record.json").read_text())
-        cost = json.loads((folder / "cost.json").read_text()) if (folder / "cost.json").is_file() else {}
-    except ValueError:
-        raise BenchError(f"{folder / 'record.json'} is damaged; run its cell again, or remove {folder}") from None
-    return Run(record, cost, folder)
 
 
 def _differing_names(left: dict[str, Any], right: dict[str, Any]) -> Sequence[str]:

@@ -170,8 +170,13 @@ def _curve_note(group: Group, shown: set[str]) -> str:
         return "No snapshot of these runs was evaluated, so there are no curves."
     if "similarity" not in shown:
         return "These runs were made before the similarity of pairs and the nearest captions were measured."
-    reasons = {reason for run in group.runs for name, reason in run.record.get("not_run", {}).items() if name == "pool_true_class"}
-    return f"Nearest captions were not measured: {'; '.join(sorted(reasons))}." if reasons else ""
+    reasons: dict[str, set[str]] = {}
+    for run in group.runs:
+        for name in ("pool_goal_class", "pool_true_class"):
+            if name in run.record.get("not_run", {}):
+                reasons.setdefault(run.record["not_run"][name], set()).add(name)
+    of = {1: " of the true class", 2: ""}
+    return " ".join(f"Nearest captions{of[len(names)]} were not measured: {reason}." for reason, names in sorted(reasons.items()))
 
 
 def _run(run: Run, took: Spent | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from benchmark.evaluate import planning
 from benchmark.evaluate.paired_tests import EXACT_RUNS
 from benchmark.report.controls import without_controls
 from benchmark.report.records import Run, load
+from benchmark.report.same_model import model_of, plain_models
 from benchmark.report.tables import groups, per_run
 
 
@@ -148,7 +149,10 @@ def _spread(sd: float | None, results: Path) -> Spread | None:
         return Spread(sd, sd * math.sqrt(2), "as given; differences as if unpaired")
     if not (results / "runs").is_dir():
         return None
-    cells = groups(without_controls(load(results)))[0]
+    runs = without_controls(load(results))
+    plain = plain_models(runs)
+    # The model of `clip` under a judge's name is no run more, and its difference to `clip` no difference.
+    cells = [cell for cell in groups(runs)[0] if model_of(cell, plain) is None]
     variances = [float(np.var(values, ddof=1)) for cell in cells if len(values := _values(cell.runs)) >= 3]
     if not variances:
         return None

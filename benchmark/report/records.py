@@ -11,6 +11,8 @@ from typing import Any
 from benchmark.errors import BenchError
 from benchmark.settings import SCHEMA
 
+_NEEDED = {"schema", "run_id", "label", "resolved", "data", "poison", "cards", "metrics", "curve"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -90,16 +92,28 @@ def load(results: Path) -> list[Run]:
     for path in sorted(folder.glob("*/record.json")):
         if path.parent.suffix == ".part":
             continue
-        try:
-            record = json.loads(path.read_text())
-            cost_file = path.with_name("cost.json")
-            cost = json.loads(cost_file.read_text()) if cost_file.is_file() else {}
-        except ValueError:
-            raise BenchError(f"{path} is damaged; run its cell again, or remove {path.parent}") from None
-        if record["schema"] > SCHEMA:
-            raise BenchError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}; install a newer one")
-        runs.append(Run(record, cost, path.parent))
+        runs.append(read_run(path.parent))
     return sorted(runs, key=lambda run: (run.label("attack"), run.label("defense"), run.label("scale"), run.seed))
+
+
+def read_run(folder: Path) -> Run:
+    """The finished run in this folder.
+
+    Raises:
+        BenchError: its record is damaged, or of a newer version of this program.
+    """
+    path = folder / "record.json"
+    try:
+        record = json.loads(path.read_text())
+        cost = json.loads((folder / "cost.json").read_text()) if (folder / "cost.json").is_file() else {}
+        whole = record.keys() >= _NEEDED
+    except (OSError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise BenchError(f"{path} is damaged; run its cell again, or remove {folder}")
+    if record["schema"] > SCHEMA:
+        raise BenchError(f"{path} has schema {record['schema']}, this version reads up to {SCHEMA}; install a newer one")
+    return Run(record, cost, folder)
 
 
 def select(runs: Sequence[Run], attacks: Sequence[str] = (), defenses: Sequence[str] = (), scales: Sequence[str] = (), where: Sequence[str] = ()) -> list[Run]:

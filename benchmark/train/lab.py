@@ -227,8 +227,9 @@ class Lab:
         budget = Budget(settings, self._augment, augments, self._seed)
         folder = self._stages.make("train", facts, partial(self._train, defense, view, plain, start, trainable, budget), resume=True)
         log = json.loads((folder / "log.json").read_text())
+        if folder not in self.trainings:
+            self.costs.append(json.loads((folder / "cost.json").read_text()))
         self.trainings.append(folder)
-        self.costs.append(json.loads((folder / "cost.json").read_text()))
         self.logged += [line for row in log for line in row.get("warnings", [])]
         if data is None and rows is not None:
             self.kept_rows = np.unique(np.asarray(rows, dtype=np.int64))

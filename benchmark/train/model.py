@@ -158,9 +158,15 @@ class Model:
         return hashlib.sha256(save_bytes(self.state())).hexdigest()
 
     def identity(self) -> str:
-        """A name for all that features depend on: the weights, and the normalisation where it is not CLIP's."""
-        weights = self.weights_sha256()
-        return weights if (self.mean, self.std) == (MEAN, STD) else f"{weights}:{digest([self.mean, self.std])[:16]}"
+        """A name for all that features depend on: the weights, and what weights do not tell where it is not the usual.
+
+        That is the normalisation, unless it is CLIP's, and the configuration, unless it is `bench-small`: activations and the
+        width of attention heads have no weights.
+        """
+        untold = [] if (self.mean, self.std) == (MEAN, STD) else [digest([self.mean, self.std])[:16]]
+        if self.config and resized(self.config, 0, 1) != resized(SMALL, 0, 1):
+            untold.append(digest(self.config)[:16])
+        return ":".join([self.weights_sha256(), *untold])
 
 
 def _count(tower: str, features: Tensor) -> None:
