@@ -107,5 +107,5 @@ def test_a_run_on_data_of_ones_own_wants_them_read_as_they_were(tmp_path):
     (asked,) = plan(replace(given, attacks=("none",), defenses=("clip",), scale="smoke", sets=("train.epochs=1", "evaluation.linear_probe=none")))
     run = find_run(run_cell(open_cell(asked, silent()))["run_id"], tmp_path / "r")
     assert rerun(run, replace(given, results=tmp_path / "again"), silent(), {}).same
-    with pytest.raises(BenchError, match="suite_hash of the record .* whatever else of --templates"):
+    with pytest.raises(BenchError, match=r"suite_hash of the record .* whatever else of --templates"):
         rerun(run, replace(given, results=tmp_path / "again", templates="set"), silent(), {})
