@@ -164,8 +164,8 @@ class Model:
         width of attention heads have no weights.
         """
         untold = [] if (self.mean, self.std) == (MEAN, STD) else [digest([self.mean, self.std])[:16]]
-        if self.config and resized(self.config, 0, 1) != resized(SMALL, 0, 1):
-            untold.append(digest(self.config)[:16])
+        if self.config and (architecture := _architecture(self.config)) != _architecture(SMALL):
+            untold.append(digest(architecture)[:16])
         return ":".join([self.weights_sha256(), *untold])
 
 
@@ -226,6 +226,13 @@ def resized(config: Mapping[str, Any], side: int, context_length: int | None = N
     if context_length:
         changed["text_cfg"]["context_length"] = context_length
     return {key: value for key, value in changed.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says beyond sizes of images and texts and where first weights come from."""
+    found = {"quick_gelu": False, **resized(config, 0, 1)}
+    found["vision_cfg"].pop("timm_model_pretrained", None)
+    return found
 
 
 def published(name: str, tag: str) -> dict[str, Any]:
