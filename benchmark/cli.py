@@ -14,22 +14,17 @@ from benchmark.cli_data import diff_command, export_command, poison_command, ver
 from benchmark.cli_eval import eval_command
 from benchmark.cli_evidence import compare_command, plan_command, rerun_command
 from benchmark.cli_options import (
-    AllowOutside,
+    AS_FOUND,
     Cache,
-    CaptionColumn,
     Data,
-    DialectOf,
     EvalRoot,
     Evaluation,
-    ImageColumn,
     ImageRoot,
-    MaxBroken,
-    Quoting,
     Results,
     Sets,
-    SkipBroken,
     Templates,
     check_device,
+    reads_data,
 )
 from benchmark.cli_report import report_command
 from benchmark.cli_status import status_command
@@ -47,6 +42,7 @@ app = typer.Typer(
 
 
 @app.command("run")
+@reads_data
 def run_command(
     attack: Annotated[list[str] | None, typer.Option(help="Attack by name or file; repeatable; `all`. Default: backdoor.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="Defense by name or file, with +aug for augmentation; repeatable; `all`. Default: roclip.")] = None,
@@ -59,13 +55,7 @@ def run_command(
     eval_root: EvalRoot = None,
     templates: Templates = "set",
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as the cores or the GPU hold.")] = None,
@@ -99,7 +89,7 @@ def run_command(
         eval_root=eval_root,
         templates=templates,
         image_root=image_root,
-        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
+        reading=reading,
         results=results,
         cache=cache,
         jobs=jobs,
@@ -115,6 +105,7 @@ def run_command(
 
 
 @app.command("matrix")
+@reads_data
 def matrix_command(
     grid: Annotated[Path, typer.Argument(help="A TOML file with [[part]] tables: attacks, defenses, seeds, set.")],
     sets: Sets = None,
@@ -123,13 +114,7 @@ def matrix_command(
     eval_root: EvalRoot = None,
     templates: Templates = "set",
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as the cores or the GPU hold.")] = None,
@@ -149,7 +134,7 @@ def matrix_command(
         eval_root=eval_root,
         templates=templates,
         image_root=image_root,
-        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
+        reading=reading,
         results=results,
         cache=cache,
         jobs=jobs,

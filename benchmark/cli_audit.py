@@ -8,24 +8,20 @@ from typing import Annotated, Literal
 import typer
 
 from benchmark.cli_options import (
-    AllowOutside,
-    CaptionColumn,
+    AS_FOUND,
     Data,
-    DialectOf,
     EvalRoot,
-    ImageColumn,
     ImageRoot,
-    MaxBroken,
-    Quoting,
-    SkipBroken,
     WriterOf,
     check_device,
     check_writer,
+    reads_data,
 )
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
 
 
+@reads_data
 def audit_command(
     data: Data = None,
     checkpoint: Annotated[
@@ -41,13 +37,7 @@ def audit_command(
     out: Annotated[Path, typer.Option(help="Folder for the tables and the picture sheet.")] = Path("audit"),
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many suspects.")] = 50,
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda if there is one.")] = None,
 ) -> None:
     """Rank what looks planted: rows of pairs that share an image, a caption or words; with --checkpoint alone, audit that model."""
@@ -63,7 +53,7 @@ def audit_command(
     says = "--model" if model is not None else "--writer" if wrote != "auto" else None
     if checkpoint is None and says is not None:
         raise BenchError(f"{says} says what a checkpoint is; give one with --checkpoint, or leave {says} out")
-    _audit_data(data, checkpoint, model, wrote, out, top, image_root, Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken), device)
+    _audit_data(data, checkpoint, model, wrote, out, top, image_root, reading, device)
 
 
 def _audit_model(

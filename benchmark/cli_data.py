@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmark.cli_options import (
-    AllowOutside,
+    AS_FOUND,
     Cache,
-    CaptionColumn,
     Data,
-    DialectOf,
     EvalRoot,
     Evaluation,
-    ImageColumn,
     ImageRoot,
-    MaxBroken,
-    Quoting,
     Results,
-    SkipBroken,
     Templates,
+    reads_data,
 )
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
@@ -42,6 +37,7 @@ Sham = Annotated[bool, typer.Option("--sham", help="The attack's edits without i
 SHOWN = 30
 
 
+@reads_data
 def poison_command(
     out: Annotated[Path, typer.Option(help="Folder for poisoned/ and poisoned.record/. One that holds this very poison is left as it is.")],
     attack: Annotated[str, typer.Option(help="Attack by name or file.")] = "backdoor",
@@ -53,13 +49,7 @@ def poison_command(
     eval_root: EvalRoot = None,
     templates: Templates = "set",
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     sham: Sham = False,
     results: Results = Path("results"),
     cache: Cache = None,
@@ -69,7 +59,6 @@ def poison_command(
     from benchmark.progress import Progress
 
     progress = Progress()
-    reading = Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken)
     request = _request(attack, seed, scale, sets, data, evaluation, eval_root, templates, image_root, reading, sham, results, cache)
     made, source, asked = _made(request, progress)
     out = Path(os.path.abspath(out))
@@ -133,6 +122,7 @@ def diff_command(
         raise typer.Exit(1)
 
 
+@reads_data
 def export_command(
     out: Annotated[Path, typer.Option(help="New folder for the export; the sealed record goes beside it, to <out>.record.")],
     to: Annotated[str, typer.Option(help="open_clip (TSV), cyclip (CSV) or webdataset (tars).")],
@@ -150,13 +140,7 @@ def export_command(
     eval_root: EvalRoot = None,
     templates: Templates = "set",
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     sham: Sham = False,
     results: Results = Path("results"),
     cache: Cache = None,
@@ -167,7 +151,6 @@ def export_command(
     from benchmark.progress import Progress
 
     how = layout(to, with_ids, reencode, image_format, per_shard)
-    reading = Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken)
     progress = Progress()
     if folder is not None:
         if any(one is not None for one in (attack, seed, scale, sets, data, evaluation, eval_root, image_root)) or templates != "set" or sham or reading != Reading():

@@ -9,28 +9,24 @@ from typing import Annotated
 import typer
 
 from benchmark.cli_options import (
-    AllowOutside,
+    AS_FOUND,
     Cache,
-    CaptionColumn,
     Data,
-    DialectOf,
     EvalRoot,
     Evaluation,
-    ImageColumn,
     ImageRoot,
-    MaxBroken,
-    Quoting,
     Results,
-    SkipBroken,
     Templates,
     WriterOf,
     check_device,
     check_writer,
+    reads_data,
 )
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
 
 
+@reads_data
 def eval_command(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights: a file of open_clip, open_clip_train, the CyCLIP family or this program (docs/checkpoints.md).")] = None,
     pretrained: Annotated[str | None, typer.Option(help="In place of a file, weights that open_clip knows by this tag and that are cached.")] = None,
@@ -45,13 +41,7 @@ def eval_command(
     eval_root: EvalRoot = None,
     templates: Templates = "set",
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: what a snapshot was trained in, else fp32.")] = None,
     mean: Annotated[str | None, typer.Option(help="Normalisation of images, as 0,0,0. Default: what the file says, else CLIP's.")] = None,
     std: Annotated[str | None, typer.Option(help="Normalisation of images, as 1,1,1.")] = None,
@@ -87,7 +77,7 @@ def eval_command(
         eval_root=eval_root,
         templates=templates,
         image_root=image_root,
-        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
+        reading=reading,
         precision=precision,
         mean=colours[0],
         std=colours[1],

@@ -8,20 +8,15 @@ from typing import Annotated
 import typer
 
 from benchmark.cli_options import (
-    AllowOutside,
+    AS_FOUND,
     Cache,
-    CaptionColumn,
     Data,
-    DialectOf,
     EvalRoot,
     Evaluation,
-    ImageColumn,
     ImageRoot,
-    MaxBroken,
-    Quoting,
     Results,
-    SkipBroken,
     Templates,
+    reads_data,
 )
 from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
@@ -38,6 +33,7 @@ def compare_command(
     typer.echo("\n".join(differing(find_run(first, results), find_run(second, results))))
 
 
+@reads_data
 def rerun_command(
     run: Annotated[str, typer.Argument(help="A run id, the start of one, or a run's folder.")],
     attack: Annotated[str | None, typer.Option(help="Path of the attack, if it was given by file.")] = None,
@@ -47,13 +43,7 @@ def rerun_command(
     eval_root: EvalRoot = None,
     templates: Templates = "set",
     image_root: ImageRoot = None,
-    dialect: DialectOf = None,
-    image_column: ImageColumn = None,
-    caption_column: CaptionColumn = None,
-    quoting: Quoting = None,
-    allow_outside: AllowOutside = False,
-    skip_broken: SkipBroken = False,
-    max_broken: MaxBroken = 0.001,
+    reading: Reading = AS_FOUND,
     out: Annotated[Path, typer.Option(help="Where the new run and its cache go.")] = Path("rerun"),
     cache: Cache = None,
     results: Results = Path("results"),
@@ -71,7 +61,7 @@ def rerun_command(
         eval_root=eval_root,
         templates=templates,
         image_root=image_root,
-        reading=Reading(dialect, image_column, caption_column, quoting, allow_outside, skip_broken, max_broken),
+        reading=reading,
         results=out,
         cache=cache,
     )

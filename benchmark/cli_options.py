@@ -1,10 +1,14 @@
 """Options that several commands share."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from benchmark.data.reading import Reading
 from benchmark.errors import BenchError
 
 Results = Annotated[Path, typer.Option(help="Folder of runs and, unless --cache says otherwise, of the cache.")]
@@ -16,14 +20,36 @@ Evaluation = Annotated[list[str] | None, typer.Option("--eval", help="Evaluation
 EvalRoot = Annotated[Path | None, typer.Option(help="Where the data of named evaluation sets lie. Default: $BENCH_EVAL_ROOT, else ~/.cache/bench/eval.")]
 Templates = Annotated[str, typer.Option(help="Prompts of the evaluation sets: set (their own), openai (the 80 for ImageNet), or a file.")]
 ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths are relative to. Default: the manifest's.")]
-DialectOf = Annotated[str | None, typer.Option("--dialect", help="own, open_clip, cyclip, webdataset, img2dataset or folder. Default: by ending and header.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of image paths. Default: the dialect's.")]
-CaptionColumn = Annotated[str | None, typer.Option(help="Column of captions. Default: the dialect's.")]
-Quoting = Annotated[str | None, typer.Option(help="minimal: fields may be quoted, over lines too. none: a quote is a character. Default: minimal, and stray quotes are refused.")]
-AllowOutside = Annotated[bool, typer.Option("--allow-outside", help="Image paths may be absolute or leave their folder.")]
-SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out rows and images that cannot be used, and count them.")]
 WriterOf = Annotated[str, typer.Option("--writer", help="Who wrote an epoch_N.pt that could be of either: open_clip or cyclip (quick GELU).")]
-MaxBroken = Annotated[float, typer.Option(help="Largest share of the rows that --skip-broken leaves out.")]
+
+AS_FOUND = Reading()
+_READING = {
+    "dialect": Annotated[str | None, typer.Option(help="own, open_clip, cyclip, webdataset, img2dataset or folder. Default: by ending and header.")],
+    "image_column": Annotated[str | None, typer.Option(help="Column of image paths. Default: the dialect's.")],
+    "caption_column": Annotated[str | None, typer.Option(help="Column of captions. Default: the dialect's.")],
+    "quoting": Annotated[
+        str | None, typer.Option(help="minimal: fields may be quoted, over lines too. none: a quote is a character. Default: minimal, and stray quotes are refused.")
+    ],
+    "allow_outside": Annotated[bool, typer.Option("--allow-outside", help="Image paths may be absolute or leave their folder.")],
+    "skip_broken": Annotated[bool, typer.Option("--skip-broken", help="Leave out rows and images that cannot be used, and count them.")],
+    "max_broken": Annotated[float, typer.Option(help="Largest share of the rows that --skip-broken leaves out.")],
+}
+
+
+def reads_data(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each choice of `Reading` in place of its parameter `reading`."""
+    choices = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=getattr(AS_FOUND, name), annotation=kind) for name, kind in _READING.items()]
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [one for given in signature.parameters.values() for one in (choices if given.name == "reading" else [given])]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        chosen = Reading(**{name: given.pop(name) for name in _READING})
+        command(reading=chosen, **given)
+
+    with_options.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_options
 
 
 def check_writer(writer: str) -> Literal["auto", "open_clip", "cyclip"]:
