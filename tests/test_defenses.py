@@ -170,5 +170,6 @@ def test_a_lab_answers_the_same_training_from_its_cache(tmp_path):
     lab = World(tmp_path).lab(Clip(), "lab")
     one, two = (lab.train(Clip(), rows=range(64), epochs=1) for _ in range(2))
     assert lab.trainings[0] == lab.trainings[1] and one.model.weights_sha256() == two.model.weights_sha256()
+    assert len(lab.costs) == 1, "what is asked for twice is trained and charged once"
     with pytest.raises(BenchError, match=r"handles outside 0\.\.191"):
         lab.train(Clip(), rows=[0, 192])

@@ -143,6 +143,8 @@ def test_what_does_not_fit_a_record_is_refused(shared, snapshot, run, tmp_path):
     ):
         with pytest.raises(BenchError, match=sentence):
             evaluate(tmp_path, snapshot, record=sealed, **more)
+    with pytest.raises(BenchError, match="--attack all: one measurement asks for what one attack wants"):
+        evaluate(tmp_path, snapshot, attack="all")
     with pytest.raises(BenchError, match="no poison record at"):
         evaluate(tmp_path, snapshot, record=tmp_path)
     broken = Path(shutil.copytree(sealed, tmp_path / "poisoned.record"))

@@ -202,6 +202,19 @@ def test_records_without_the_new_curves_say_so_and_new_ones_show_them(tmp_path, 
     assert "made before" not in text
     assert "Similarity of image and caption" in text
     assert "Nearest caption in a pool, for poisoned images" in text
+    assert "were not measured" not in text
+
+
+def test_a_curve_that_lacks_the_true_class_says_why(tmp_path):
+    def half(record):
+        for point in record["curve"]:
+            point["metrics"] |= {"poisoned_similarity/pairs": 0.3, "clean_similarity/pairs": 0.6, "pool_goal_class/pairs": 0.1}
+        record["not_run"]["pool_true_class"] = "a composed image shows two classes"
+
+    put(tmp_path, committed("backdoor", "roclip")[0], "half", half)
+    text = Outline(html(load(tmp_path))).text
+    assert "Nearest captions of the true class were not measured: a composed image shows two classes." in text
+    assert "made before" not in text
 
 
 def test_matched_epochs_are_shaded_and_plain_training_is_not():
