@@ -118,6 +118,7 @@ def matrix_command(
     results: Results = Path("results"),
     cache: Cache = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Cells side by side. Default: as many as the cores or the GPU hold.")] = None,
+    keep_snapshots: Annotated[bool, typer.Option(help="Keep the weights of every epoch.")] = False,
     on: Annotated[str | None, typer.Option(help="ray: run the cells on a Ray cluster instead of here.")] = None,
     address: Annotated[str | None, typer.Option(help="With --on ray: the cluster's address. Default: the one that this machine belongs to.")] = None,
     gpus: Annotated[float | None, typer.Option(min=0, max=8, help="With --on ray: GPUs of one cell. Default: a quarter of one for bench-small, else one.")] = None,
@@ -138,6 +139,7 @@ def matrix_command(
         results=results,
         cache=cache,
         jobs=jobs,
+        keep_snapshots=keep_snapshots,
     )
     asked = read_grid(grid, request)
     if asked.about:
@@ -325,7 +327,7 @@ def _seeds(seed: int | None, seeds: str | None) -> tuple[int, ...]:
     found: list[int] = []
     for part in seeds.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise BenchError(f"expected --seeds like 0,1,2 or 0-4, got {seeds!r}")
         if int(last or first) < int(first):
             raise BenchError(f"--seeds {part.strip()} goes from a larger seed to a smaller one; write {last}-{first}")

@@ -41,10 +41,12 @@ def curve_of(cell: Cell, lab: Lab, evaluator: Evaluator, pairs: Pairs) -> list[d
     if not lab.trainings:
         return []
     folder = lab.trainings[-1]
-    log = {row["epoch"]: row for row in json.loads((folder / "log.json").read_text())}
     seen, points = 0, []
     parted = {split.epoch: split for split in lab.splits}
     with cell.stages.lock(folder.with_name(folder.name + ".curve")):
+        if not (folder / "log.json").is_file():  # another cell of this training has removed it, to make it again
+            raise SnapshotsGone(folder)
+        log = {row["epoch"]: row for row in json.loads((folder / "log.json").read_text())}
         names = snapshot_names(folder)
         for epoch, row in sorted(log.items()):
             seen += row["pairs"]

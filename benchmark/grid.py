@@ -103,12 +103,15 @@ def _request(path: Path, grid: Mapping[str, Any], part: dict[str, Any], request:
     for key in ("attacks", "defenses"):
         if key not in part:
             raise BenchError(f"{path}: a [[part]] has no {key}")
+    scale = part.get("scale", grid.get("scale", "small"))
+    if not isinstance(scale, str):
+        raise BenchError(f"{path}: scale must be the name of one, got {scale!r}")
     return replace(
         request,
         attacks=_words(path, part, "attacks"),
         defenses=_words(path, part, "defenses"),
         seeds=_seeds(path, part.get("seeds", [0])),
-        scale=part.get("scale", grid.get("scale", "small")),
+        scale=scale,
         baseline=False,
         keep=path.parent,
         sham=_yes(path, part, "sham"),

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from benchmark.cell import Cell, poison_of
 from benchmark.data.poison import open_record
 from benchmark.errors import BenchError
+from benchmark.evaluate.hooks import asked_by_hooks
 from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.pictures import gallery_key
 from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
 from benchmark.record import finished
-from benchmark.registry import configure
+from benchmark.registry import with_defaults
 from benchmark.settings import RunSettings, canonical
 from benchmark.stages import damage, seal, write_atomically
 
@@ -103,14 +104,11 @@ def _index(runs: Path) -> dict[str, dict[str, Any]]:
 
 
 def _filled_in(cell: Cell, resolved: dict[str, Any]) -> dict[str, Any] | None:
-    if any(resolved[kind]["name"] != plugin.name for kind, plugin in (("attack", cell.attack_plugin), ("defense", cell.defense_plugin))):
+    plugins = {"attack": cell.attack_plugin, "defense": cell.defense_plugin}
+    if any(resolved[kind]["name"] != plugin.name for kind, plugin in plugins.items()):
         return None
-    usual = {"attack": configure(cell.attack_plugin, {}, {}), "defense": configure(cell.defense_plugin, {}, {})}
-    old = json.loads(json.dumps(resolved))
-    for kind, instance in usual.items():
-        old[kind]["options"] = {**instance.model_dump(mode="json"), **old[kind]["options"]}
     try:
-        return _without_attack_code(RunSettings(**old).as_json())
+        return _without_attack_code(RunSettings(**with_defaults(resolved, lambda kind, one: plugins[kind])).as_json())
     except ValidationError:
         return None
 
@@ -140,7 +138,7 @@ def _same_poison(cell: Cell, record: dict[str, Any]) -> bool:
     sealed = open_record(made.record)
     cards = Evaluator(cell.suite, cell.attack.probes(cell.suite, sealed.kept), "", cell.stages).cards()
     same = cell.settings.clean_model or sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"]
-    return bool(same and cards == record["cards"])
+    return bool(same and cards == {key: card for key, card in record["cards"].items() if not asked_by_hooks(card)})
 
 
 if __name__ == "__main__":

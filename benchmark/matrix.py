@@ -58,8 +58,10 @@ def resolve(asked: Asked, dataset: str | None = None, data_hash: str = "", suite
     from benchmark.data.reader import name_of
     from benchmark.data.source import WORLD
     from benchmark.train import distributed
+    from benchmark.train.synonyms import stamped
 
     request, scale = asked.request, scale_of(asked.request)
+    words = {"synonyms": stamped(scale.augment.synonyms)} if asked.augmented and scale.augment.text == "eda" else {}
     attack_plugin, defense_plugin = find("attack", asked.attack), find("defense", bare(asked.defense))
     attack = configure(attack_plugin, scale.options.get(attack_plugin.name, {}), asked.attack_options)
     defense = configure(defense_plugin, scale.options.get(defense_plugin.name, {}), asked.defense_options)
@@ -74,7 +76,7 @@ def resolve(asked: Asked, dataset: str | None = None, data_hash: str = "", suite
         suite_hash=suite_hash,
         data=scale.data,
         train=scale.train,
-        augment=scale.augment,
+        augment=scale.augment.model_copy(update=words),
         model=scale.model,
         evaluation=scale.evaluation,
         device=request.device or ("cuda" if torch.cuda.is_available() else "cpu"),

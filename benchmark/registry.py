@@ -11,7 +11,7 @@ import importlib.util
 import io
 import sys
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,8 +114,25 @@ def configure(plugin: Plugin, scale_options: dict[str, Any], given: dict[str, An
         raise BenchError(_first(error, plugin.kind)) from None
 
 
+def with_defaults(resolved: Mapping[str, Any], plugin_of: Callable[[Kind, Mapping[str, Any]], Plugin | None]) -> dict[str, Any]:
+    """Resolved settings of a record, with options that its plugins have got since set to their defaults.
+
+    Args:
+        plugin_of: today's plugin of the recorded name and options; None leaves these as they are.
+    """
+    filled = dict(resolved)
+    kinds: tuple[Kind, ...] = ("attack", "defense")
+    for kind in kinds:
+        one = resolved[kind]
+        with contextlib.suppress(BenchError):  # a plugin that is no longer there, or wants an option
+            plugin = plugin_of(kind, one)
+            if plugin is not None:
+                filled[kind] = {**one, "options": {**configure(plugin, {}, {}).model_dump(mode="json"), **one["options"]}}
+    return filled
+
+
 def source_hash(file: Path) -> str:
-    """SHA-256 over a file and the `_` modules and scores that it imports, directly or through one another.
+    """SHA-256 over the `source_files` of a plugin.
 
     Comments, docstrings and blank lines do not count: a better explanation trains nothing anew.
     """
@@ -126,7 +143,10 @@ def source_hash(file: Path) -> str:
 
 
 def source_files(file: Path) -> list[Path]:
-    """A file and the `_` modules that it imports, directly or through one another."""
+    """A file, and the `_` modules and scores that it imports, directly or through one another.
+
+    Of a file that is in no package, which finds what lies beside it by its bare name, any module that does.
+    """
     return sorted(_sources(file, set()))
 
 
@@ -222,7 +242,10 @@ def _import_file(file: Path, module_name: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    sys.path.insert(0, str(file.parent))  # so that it finds a `_` module beside it
+    sys.path.insert(0, str(file.parent))  # so that it finds modules beside it
+    for beside in source_files(file):
+        if beside.parent == file.parent:
+            sys.modules.pop(beside.stem, None)  # of another folder, or read before it was edited
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -255,6 +278,7 @@ def _sources(file: Path, seen: set[Path]) -> set[Path]:
         raise BenchError(f"{file} line {error.lineno}: {error.msg}") from None
     except ValueError as error:
         raise BenchError(f"{file}: {error}") from None
+    alone = not (file.parent / "__init__.py").is_file()
     for module, level in imported:
         package, _, last = module.rpartition(".")
         if package in (*_PACKAGE.values(), _SCORES) or (last.startswith("_") and not last.startswith("__")):
@@ -262,6 +286,8 @@ def _sources(file: Path, seen: set[Path]) -> set[Path]:
             spec_file = _module_file("", last, beside.joinpath(*package.split("."))) if level else _module_file(package, last, beside)
             if spec_file is not None:
                 _sources(spec_file, seen)
+        elif alone and not package and last not in sys.stdlib_module_names:
+            _sources(file.with_name(f"{last}.py"), seen)
     return seen
 
 

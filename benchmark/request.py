@@ -148,6 +148,8 @@ def scale_of(request: Request) -> Scale:
     except ValidationError as error:
         problem = error.errors()[0]
         section = next(name for name, model in sections.items() if model.__name__ == error.title)
+        if not problem["loc"]:  # of options together
+            raise BenchError(f"{section}: {problem['msg'].removeprefix('Value error, ')}") from None
         raise BenchError(f"{section}.{problem['loc'][0]}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}") from None
     return scale.model_copy(update=changed)
 
@@ -157,7 +159,8 @@ def absolute(asked: Asked) -> Asked:
     request = asked.request
     paths = {name: value.absolute() for name in ("results", "cache", "keep", "data", "image_root", "eval_root") for value in [getattr(request, name)] if value is not None}
     sets = tuple(str(Path(one).absolute()) if Path(one).exists() else one for one in request.eval)
-    return replace(asked, request=replace(request, eval=sets, **paths))
+    templates = str(Path(request.templates).absolute()) if Path(request.templates).is_file() else request.templates
+    return replace(asked, request=replace(request, eval=sets, templates=templates, **paths))
 
 
 def pack_settings(request: Request) -> PackSettings:

@@ -78,6 +78,12 @@ class AugmentSettings(_Settings):
     synonyms: str = Field("auto", description="auto, wordnet, table:FILE or none.")
     eda_ri: Literal["uniform", "first"] = Field("uniform", description="Which synonym a random insertion takes.")
 
+    @model_validator(mode="after")
+    def _crops_in_order(self) -> AugmentSettings:
+        if self.crop_min > self.crop_max:
+            raise ValueError(f"crop_min {self.crop_min} is above crop_max {self.crop_max}")
+        return self
+
 
 class ModelSettings(_Settings):
     """The architecture: an open_clip model name, or the project's own small one."""
@@ -224,12 +230,6 @@ class RunSettings(_Settings):
     processes: int = Field(1, ge=1, description="Processes that train one batch together; left out of the record where there is one.")
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    @model_validator(mode="after")
-    def _crops_in_order(self) -> RunSettings:
-        if self.augment.crop_min > self.augment.crop_max:
-            raise ValueError(f"augment.crop_min {self.augment.crop_min} is above augment.crop_max {self.augment.crop_max}")
-        return self
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as the record keeps them."""

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from benchmark.errors import BenchError
 from benchmark.matrix import Resolved, labels_of, resolve, side_by_side
 from benchmark.progress import silent
-from benchmark.registry import find
+from benchmark.registry import Plugin, find, with_defaults
 from benchmark.request import Asked, Request, absolute, scale_of
 from benchmark.settings import RunSettings, digest
 from benchmark.stages import Stages, write_atomically
@@ -95,9 +95,10 @@ def states(cells: Sequence[Asked]) -> list[State]:
         return []
     own = cells[0].request.results / "runs"
     folders = [*dict.fromkeys(asked.request.keep / "runs" for asked in cells if asked.request.keep), own]
-    settings = {folder: _recorded(folder) for folder in folders}
+    known = cache(find)
+    settings = {folder: _recorded(folder, known) for folder in folders}
     recorded = {_settings_key(one): run_id for folder in folders for run_id, one in settings[folder].items()}
-    costs, known = _costs(own, settings[own]), cache(find)
+    costs = _costs(own, settings[own])
     return [_state(asked, resolve(asked, find=known), recorded, costs) for asked in cells]
 
 
@@ -233,15 +234,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _recorded(folder: Path) -> dict[str, RunSettings]:
-    """Settings of the finished runs in a folder, by run id."""
+def _recorded(folder: Path, find: Callable[[Any, str], Plugin]) -> dict[str, RunSettings]:
+    """Settings of the finished runs in a folder, by run id; options that have come since are set to their defaults."""
     found = {}
     for path in sorted(folder.glob("*/record.json")):
         record = _read(path)
         if record is None or path.parent.suffix == ".part" or not path.with_name("done.json").is_file():
             continue
         try:
-            found[path.parent.name] = RunSettings(**record["resolved"])
+            today = with_defaults(record["resolved"], lambda kind, one: None if one["file"] else find(kind, one["name"]))
+            found[path.parent.name] = RunSettings(**today)
         except (KeyError, TypeError, ValidationError):
             continue
     return found

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import benchmark
-from benchmark.curve import forget_training, snapshot_names
+from benchmark.curve import SnapshotsGone, curve_of, forget_training, snapshot_names
 from benchmark.errors import BenchError
 from benchmark.evaluate.pictures import open_pictures
 from benchmark.evaluate.predictions import read_predictions
@@ -358,3 +358,5 @@ def test_a_training_is_forgotten_only_if_snapshots_are_missing(tmp_path):
     assert not folder.exists()
     assert not folder.with_name("key.snapshots.json").exists()
     forget_training(cell, folder)  # another process was first
+    with pytest.raises(SnapshotsGone):  # what a third one finds meanwhile
+        curve_of(cell, SimpleNamespace(trainings=[folder], splits=[]), None, None)

@@ -57,6 +57,8 @@ def call(tmp_path, monkeypatch, capsys):
         (["run", "--set", "rate"], "expected --set section.option=value"),
         (["run", "--data", "pairs.tsv"], "--data needs --eval"),
         (["run", "--seeds", "a-b"], "expected --seeds like 0,1,2 or 0-4"),
+        (["run", "--seeds", "\u00b2"], "expected --seeds like 0,1,2 or 0-4"),
+        (["run", "--set", "augment.crop_min=0.9", "--set", "augment.crop_max=0.8"], "augment: crop_min 0.9 is above crop_max 0.8"),
         (["run", "--seeds", "4-0"], "--seeds 4-0 goes from a larger seed to a smaller one; write 0-4"),
         (["run", "--attack", "none", "--sham"], "attack none has none; leave --sham or that attack out"),
         (["run", "--device", "tpu"], "expected --device cpu or cuda"),

@@ -155,6 +155,8 @@ def test_scores_may_be_tensors_that_still_carry_a_gradient(tmp_path):
     assert lab.handed_in[0].values.dtype == np.float64 and lab.handed_in[0].flagged.sum() == 91
     with pytest.raises(BenchError, match="one finite value for each of 192 rows"):
         lab.scores("own", np.ones(3))
+    with pytest.raises(BenchError, match=r"wants flagged as a mask, bool \(192,\), got shape \(2,\)"):
+        lab.scores("own", np.ones(192), [5, 8])
 
 
 def test_a_lab_trains_one_tower_and_leaves_the_others_weights(tmp_path):
@@ -173,3 +175,8 @@ def test_a_lab_answers_the_same_training_from_its_cache(tmp_path):
     assert len(lab.costs) == 1, "what is asked for twice is trained and charged once"
     with pytest.raises(BenchError, match=r"handles outside 0\.\.191"):
         lab.train(Clip(), rows=[0, 192])
+    with pytest.raises(BenchError, match=r"lab\.train\(rows=\.\.\.\) wants a list of row numbers, got bool"):
+        lab.train(Clip(), rows=np.arange(192) < 96)
+    assert len(lab.kept_rows) == 64
+    lab.train(Clip(), epochs=1)
+    assert lab.kept_rows is None, "the last training had all rows"

@@ -18,6 +18,7 @@ from benchmark.errors import BenchError
 from benchmark.train import distributed
 
 WORK = """
+import json
 import sys
 from pathlib import Path
 import numpy as np
@@ -73,6 +74,16 @@ with distributed.together():
     (folder / "small").mkdir()
     train(model, Defense(), data, budget, folder / "small", silent())
     found["statistics"] = {name: value for name, value in model.state().items() if "running" in name}
+    stages = distributed.SharedStages(out / f"cache-{distributed.size()}", str)
+
+    def surrogate(part):
+        model, data = ready(Defense())
+        (part / "log.json").write_text(json.dumps([row["loss_mean"] for row in train(model, Defense(), data, budget, part, silent())]))
+
+    def poison(part):
+        (part / "poison.json").write_text((stages.make("train", {"of": "surrogate"}, surrogate) / "log.json").read_text())
+
+    found["surrogate"] = json.loads((stages.make("poison", {"of": "a surrogate"}, poison) / "poison.json").read_text())
     torch.save(found, out / f"{distributed.size()}-{distributed.rank()}.pt")
 """
 
@@ -124,6 +135,12 @@ def test_a_training_in_two_processes_follows_that_of_one_and_holds_one_pool(foun
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
     torch.testing.assert_close(two[0]["state"]["pool_rows"], one["state"]["pool_rows"])
     assert all(torch.equal(value, two[1]["weights"][name]) for name, value in two[0]["weights"].items())
+
+
+def test_a_surrogate_that_the_first_process_trains_for_an_attack_is_that_of_one(found):
+    one, two = found
+    assert all(rank["surrogate"] == one["surrogate"] for rank in two)
+    assert len(one["surrogate"]) == 4
 
 
 def test_features_that_processes_encode_in_parts_are_those_of_one(found):

@@ -38,6 +38,7 @@ def test_a_part_is_every_combination_of_what_it_lists(tmp_path):
         ('[[part]]\nattacks = ["none"]\n', "has no defenses"),
         (PART + 'defences = ["clip"]\n', "Did you mean 'defenses'"),
         ("scales = 3\n" + PART, "Did you mean 'scale'"),
+        ("scale = 3\n" + PART, "scale must be the name of one, got 3"),
         (PART.replace("[0, 3]", "[-1]"), "whole numbers"),
         (PART.replace("[0, 3]", "3"), "whole numbers"),
         (PART.replace('["clip"]', '"clip"'), "list of strings"),

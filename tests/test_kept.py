@@ -72,6 +72,11 @@ def test_other_attack_code_that_makes_the_same_poison_changes_nothing(results, r
     assert (runs / cell.settings.run_id / "record.json").read_bytes() == (cell.folder / "record.json").read_bytes()
 
 
+def test_what_a_defense_was_asked_after_training_does_not_hide_its_run(results, runs):
+    rewrite(runs, lambda record: (older_attack(record), record["cards"].update(one={"audit": "clip"}, two={"eval_set": "objects", "detector": "clip"}, three={"defense": "clip"})))
+    assert find_kept(cell_of(results), runs) is not None
+
+
 def test_a_record_that_another_worker_moves_meanwhile_is_passed_over(results, runs, monkeypatch):
     """The folder is gone between the listing and the reading; the cell's own record is found all the same."""
     cell = cell_of(results)

@@ -180,6 +180,30 @@ def test_a_pass_that_fills_no_batch_is_an_error(tmp_path):
         trained(Few(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("rows", "sentence"), [(np.arange(N) % 2 == 0, "wants a list of row numbers, got bool"), ([0, N], "holds handles outside"), ([-1, 0], "holds handles outside")]
+)
+def test_rows_of_a_pass_that_are_none_are_refused(tmp_path, rows, sentence):
+    class Masked(Clip):
+        def plan(self, epoch, now):
+            return [Pass(rows=rows, phase="some")]
+
+    with pytest.raises(BenchError, match=rf"epoch 1, pass 1 \(some\): Pass\(rows=\.\.\.\) {sentence}"):
+        trained(Masked(), tmp_path)
+
+
+def test_a_plan_stands_at_the_first_step_of_its_epoch(tmp_path):
+    seen = []
+
+    class Watching(Clip):
+        def plan(self, epoch, now):
+            seen.append(now.step)
+            return super().plan(epoch, now)
+
+    trained(Watching(), tmp_path, epochs=3)
+    assert seen == [0, N // BATCH, 2 * (N // BATCH)]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     class Broken(Clip):
         def loss(self, model, batch, now):

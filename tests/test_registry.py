@@ -91,6 +91,30 @@ def test_a_module_beside_the_file_is_found_and_belongs_to_its_source(tmp_path: P
     assert find("defense", path).source != before.source
 
 
+@pytest.mark.parametrize("helper", ["_beside", "beside"])
+def test_the_module_beside_the_file_is_the_one_that_runs(tmp_path: Path, helper: str) -> None:
+    """Not that of another folder, nor what it was before it was edited: what is hashed is what runs."""
+    text = f"from {helper} import X\n{MINE}    def describe(self): return X\n"
+    paths = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, f"{helper}.py", f"X = {folder!r}\n")
+        paths.append(write(tmp_path / folder, "mine.py", text))
+    plugins = [find("defense", path) for path in paths]
+    assert [plugin.load()().describe() for plugin in (*plugins, *plugins)] == ["one", "two", "one", "two"]
+    write(tmp_path / "one", f"{helper}.py", "X = 'edited'\n")
+    again = find("defense", paths[0])
+    assert again.source != plugins[0].source
+    assert again.load()().describe() == "edited"
+
+
+def test_a_file_beside_with_a_name_of_the_standard_library_is_not_meant(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.py", "import random\n" + MINE)
+    before = find("defense", path).source
+    write(tmp_path, "random.py", "X = 1\n")
+    assert find("defense", path).source == before
+
+
 @pytest.mark.parametrize("line", ["from ._part import X", "from . import _part", "from .inner._deep import X", "import _part", "from .inner import _deep"])
 def test_the_source_hash_follows_every_way_to_import_a_private_module(tmp_path: Path, line: str) -> None:
     (tmp_path / "inner").mkdir()

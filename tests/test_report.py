@@ -116,6 +116,12 @@ def test_a_missing_value_is_empty_and_never_averaged_over():
     assert {row["linear_probe_acc1"] for row in found} == {"0.7", ""}
 
 
+def test_counts_of_millions_are_written_out():
+    many = run()
+    many.record["data"]["n_pairs"], many.record["poison"]["n_poison"] = 12_345_678, 1_234_567
+    assert "| 1234567 of 12345678 |" in to_markdown([many])
+
+
 def test_an_attack_free_row_has_no_asr_and_no_floor():
     (row,) = wide([run(0, None, attack="none")])
     assert row["asr"] == row["asr_floor"] == row["asr_low"] == ""

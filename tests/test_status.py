@@ -11,6 +11,7 @@ from PIL import Image
 from benchmark import status
 from benchmark.errors import BenchError
 from benchmark.evaluate.measure import Evaluator
+from benchmark.grid import read_grid
 from benchmark.matrix import run_all, run_one, side_by_side
 from benchmark.progress import silent
 from benchmark.request import Asked, Request, absolute, plan
@@ -82,6 +83,12 @@ def test_a_failure_is_forgotten_when_the_cell_succeeds(ran):
 def test_a_record_of_other_settings_is_not_this_cell(ran):
     other = replace(ran[0], sets=(*SETS, "train.lr=0.001"))
     assert status.states(plan(other)[:1])[0].where == "to do"
+
+
+def test_committed_runs_of_before_an_option_came_are_done():
+    grid = Path(__file__).parents[1] / "results" / "reference" / "stronger" / "grid.toml"
+    cells = read_grid(grid, Request(device="cpu")).cells
+    assert {state.where for state in status.states(cells)} == {"done"}
 
 
 def test_a_dry_run_says_what_is_cached(ran):

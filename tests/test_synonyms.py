@@ -1,9 +1,12 @@
+import re
 from pathlib import Path
 
 import pytest
 
+from benchmark import matrix
 from benchmark.errors import BenchError
-from benchmark.train.synonyms import WORDNET_VARIABLE, from_table, read_table, resolve, wordnet, wordnet_folder
+from benchmark.request import Request, plan
+from benchmark.train.synonyms import WORDNET_VARIABLE, from_table, read_table, resolve, stamped, wordnet, wordnet_folder
 
 LICENCE = "  1 made up for this test\n"
 
@@ -81,12 +84,32 @@ def test_a_users_table_is_read_and_a_broken_line_named(tmp_path):
     path = tmp_path / "words.tsv"
     path.write_text("boat\tship, vessel\n\ncup\tmug\n")
     assert read_table(path) == {"boat": ("ship", "vessel"), "cup": ("mug",)}
-    assert resolve(f"table:{path}", {})[0] == "table:words.tsv"
+    name, look_up = resolve(f"table:{path}", {})
+    assert re.fullmatch(r"table:words\.tsv@[0-9a-f]{16}", name) and look_up("mug") == ("cup",)
     path.write_text("boat\tship\ncup mug\n")
     with pytest.raises(BenchError, match="line 2"):
         read_table(path)
     with pytest.raises(BenchError, match="no table at"):
-        read_table(tmp_path / "missing.tsv")
+        resolve(f"table:{tmp_path}/missing.tsv", {})
+
+
+def test_an_edited_table_is_another_run(tmp_path):
+    def run_id(setting):
+        (asked,) = plan(Request(attacks=("none",), defenses=("clip+aug",), sets=(f"augment.synonyms={setting}",), baseline=False))
+        return matrix.resolve(asked).settings.run_id
+
+    path = tmp_path / "words@home.txt"
+    path.write_text("boat\tship\n")
+    before, name = run_id(f"table:{path}"), stamped(f"table:{path}")
+    assert run_id(name) == before, "a record's own setting asks for the same run"
+    assert resolve(name, {})[0] == resolve(f"table:{path}", {})[0]
+    path.write_text("boat\tferry\n")
+    assert run_id(f"table:{path}") != before
+    with pytest.raises(BenchError, match=r"has other content than [0-9a-f]{16}; leave @"):
+        run_id(name)
+    with pytest.raises(BenchError, match="no table at"):
+        run_id(f"table:{tmp_path}/none.txt")
+    assert [stamped(setting) for setting in ("auto", "none")] == ["auto", "none"]
 
 
 def test_the_installed_wordnet_knows_a_boat():

@@ -117,6 +117,11 @@ def _single(models: list[Model], name: str, hook: str) -> Model:
     return models[0]
 
 
+def asked_by_hooks(card: dict[str, Any]) -> bool:
+    """Whether a record's card is of what a defense's hook was asked, and not of the evaluator's own questions."""
+    return not card.keys().isdisjoint(("detector", "defense", "audit"))
+
+
 def _carded(said: Said, card: dict[str, Any]) -> str:
     key = digest(card)[:16]
     said.cards[key] = card

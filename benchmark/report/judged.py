@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmark.evaluate.statistics import over_runs
 from benchmark.report.records import Run
-from benchmark.report.tables import Group, mean_of
+from benchmark.report.tables import Group, mean_of, shown_count
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _names(group: Group) -> list[str]:
 
 def _clean(group: Group) -> str:
     used = mean_of([run.record.get("clean_pairs_used") for run in group.runs])
-    return "" if used is None else f"{used:g}"
+    return "" if used is None else shown_count(used)
 
 
 def _mean(group: Group, metric: str, of: str) -> float | None:

@@ -13,7 +13,7 @@ from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
 from benchmark.report.same_model import model_of, plain_models, remark
-from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, summaries
+from benchmark.report.tables import Group, groups, interval_of, mean_of, per_run, place_of, shown_count, summaries
 from benchmark.report.wide import clean_pairs, detected, detection_row, uses_clean_pairs, wide_row
 
 FLOOR_NOTE = "The floor is how often the goal is met without the trigger or, where there is none, by what was no target. Where an interval reaches down to it, the mean over runs cannot be told apart from no attack; three runs give wide intervals, so look at single runs (`--format long`) too."
@@ -97,7 +97,7 @@ def _cells(group: Group, plain: Mapping[str, str]) -> list[str]:
         escape(group.key[0]) + (f" ({control})" if control else ""),
         escape(group.key[1]) + remark(group, plain),
         str(row["seeds"]),
-        f"{row['n_poison']:g} of {row['n_pairs']:g}" if row["n_poison"] else "0",
+        f"{shown_count(row['n_poison'])} of {shown_count(row['n_pairs'])}" if row["n_poison"] else "0",
         asr,
         *(percent(mean_of([curve.get(name) for curve in curves])) for name in ("asr_last_clip", "asr_mean_last")),
         percent(row["asr_floor"]),

@@ -23,7 +23,7 @@ from benchmark.report.records import Run
 from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
 from benchmark.report.same_model import plain_models, remark
 from benchmark.report.series import BESIDE_NOTE, COLUMNS, METRICS, Panel, panels, spent, trades
-from benchmark.report.tables import Group, groups, interval_of, place_of
+from benchmark.report.tables import Group, groups, interval_of, place_of, shown_count
 from benchmark.report.wide import wide_row
 
 LINES_A_PLOT = 6
@@ -234,7 +234,7 @@ def _row(group: Group, number: int, controlled: Controlled, plain: Mapping[str, 
         {"text": text, "small": small, "sort": text, "numeric": False}
         for text, small in ((row["attack"], kind_of_control(row["scale"])), (row["defense"] + remark(group, plain), ""), (f"{row['scale']}, {row['dataset']}", ""))
     ]
-    poisoned = number_of(row["n_poison"], f"{row['n_poison']:g} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
+    poisoned = number_of(row["n_poison"], f"{shown_count(row['n_poison'])} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
     took = spent(group)
     seconds = number_of(took.seconds if took else None, f"{took.seconds:,.0f}" if took else "")
     cells = [

@@ -247,6 +247,11 @@ def interval_of_entry(entry: dict[str, Any], values: Sequence[float]) -> Interva
     return over_runs(values, entry["n"], entry["units"]) if kind_of_interval(entry).startswith("Wilson") else over_runs(values)
 
 
+def shown_count(value: float) -> str:
+    """A count, or a mean of counts to a hundredth, without separators and exponents."""
+    return f"{round(value, 2):.12g}"
+
+
 def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean, or None if a value is missing: an average over an incomplete set is refused."""
     known = [value for value in values if value is not None]

@@ -37,13 +37,13 @@ _first_alone = False
 
 
 def rank() -> int:
-    """Which process this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Which process this is, from 0; the first one while it works alone (`from_first`)."""
+    return dist.get_rank() if dist.is_initialized() and not _first_alone else 0
 
 
 def size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many processes train together; one while the first works alone (`from_first`), as on an attack's surrogate."""
+    return dist.get_world_size() if dist.is_initialized() and not _first_alone else 1
 
 
 def leads() -> bool:
@@ -205,10 +205,10 @@ def same_everywhere(state: dict[str, Any]) -> bool:
 def from_first(call: Callable[[], T]) -> T:
     """What `call` returns in the first process, in all of them; its BenchError or PluginError as well.
 
-    Inside, the first process is alone: stages are its own business there.
+    Inside, the first process is alone: `size` is one, and stages and trainings are its own business there.
     """
     global _first_alone
-    if size() == 1 or _first_alone:
+    if size() == 1:
         return call()
     answer: list[Any] = [None, None]
     if leads():

@@ -29,7 +29,7 @@ from benchmark.settings import RunSettings, TrainSettings, digest
 from benchmark.stages import DONE, Stages, drop_files, file_sha256, write_atomically
 from benchmark.train import distributed
 from benchmark.train.eda import Eda, Synonyms
-from benchmark.train.loop import Budget, TrainingData, snapshot_name, train
+from benchmark.train.loop import Budget, TrainingData, handles, snapshot_name, train
 from benchmark.train.model import Model, build, load_weights, passes
 from benchmark.train.views import TextViews
 
@@ -231,8 +231,8 @@ class Lab:
             self.costs.append(json.loads((folder / "cost.json").read_text()))
         self.trainings.append(folder)
         self.logged += [line for row in log for line in row.get("warnings", [])]
-        if data is None and rows is not None:
-            self.kept_rows = np.unique(np.asarray(rows, dtype=np.int64))
+        if data is None:
+            self.kept_rows = None if rows is None else np.unique(np.asarray(rows, dtype=np.int64))
         model = load_weights(folder / snapshot_name(settings.epochs), self._model_settings, self._side, self._device, settings.precision)
         state = torch.load(folder / "defense.pt", map_location="cpu", weights_only=True)
         self.seconds_in_train += time.perf_counter() - began
@@ -278,7 +278,10 @@ class Lab:
         array = _array(values).astype(np.float64)
         if array.shape != (len(self.pairs),) or not np.isfinite(array).all():
             raise BenchError(f"lab.scores({name!r}) wants one finite value for each of {len(self.pairs)} rows, got shape {array.shape}")
-        self.handed_in.append(Scores(name, array, None if flagged is None else _array(flagged).astype(bool), neighbourhood))
+        own = None if flagged is None else _array(flagged)
+        if own is not None and own.shape != array.shape:
+            raise BenchError(f"lab.scores({name!r}) wants flagged as a mask, bool ({len(array)},), got shape {own.shape}")
+        self.handed_in.append(Scores(name, array, None if own is None else own.astype(bool), neighbourhood))
 
     def split(self, epoch: int, kept: Any, scores: Any) -> None:
         """Hands in how the rows were parted before an epoch (from 1) of the last training, for its curve: bool (n,) and a finite score (n,)."""
@@ -306,9 +309,7 @@ class Lab:
             return data.pairs, tokens, f"clean:{data.content}"
         if rows is None:
             return self.pairs, self._tokens, self._content
-        chosen = np.asarray(rows, dtype=np.int64)
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self.pairs)):
-            raise BenchError(f"lab.train(rows=...) holds handles outside 0..{len(self.pairs) - 1}")
+        chosen = handles(rows, len(self.pairs), "lab.train(rows=...)")
         view = PairsView(pick(self.pairs.images, chosen), tuple(self.pairs.captions[row] for row in chosen))
         return view, self._tokens[chosen], f"{self._content}:{digest(chosen.tolist())[:24]}"
 
@@ -387,4 +388,4 @@ def _array(values: Any) -> NDArray[Any]:
 def _augments_itself(defense: Defense) -> bool:
     """Whether hooks may call `now.augment`, so that the augmentation is part of the key without `+aug` too."""
     cls = type(defense)
-    return cls.loss is not Defense.loss or cls.views is not Defense.views or cls.plan is not Defense.plan
+    return any(getattr(cls, hook) is not getattr(Defense, hook) for hook in ("captions", "views", "loss", "plan"))

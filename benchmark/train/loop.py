@@ -69,8 +69,9 @@ class Now:
     warnings: list[str] = field(default_factory=list)
 
     def begin(self, epoch: int) -> None:
-        """Starts an epoch (counted from 1) with empty sums and the epoch's own augmentation draws."""
+        """Starts an epoch (counted from 1) at its first step, with empty sums and the epoch's own augmentation draws."""
         self.epoch, self.phase, self.sums, self.counts, self.warnings = epoch, None, {}, {}, []
+        self.step = self.steps_per_epoch * (epoch - 1)
         self.rng = torch_generator("augment", self.seed, epoch, *distributed.own_stream())
 
     def features(self, rows: NDArray[np.int64] | None = None, augmented: bool = False) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,11 @@ class Now:
         return distributed.gather(x)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A CPU generator of its own for a purpose of the defense."""
+        """A CPU generator of its own for a purpose of the defense.
+
+        The same purpose gives the same stream at every call: what is to differ from step to step needs the step in its
+        name, as in `now.generator(f"noise {now.epoch} {now.step}")`.
+        """
         return torch_generator("defense", self.seed, purpose)
 
     def warn(self, line: str) -> None:
@@ -236,10 +241,25 @@ def _keeps(epoch: int, settings: TrainSettings) -> bool:
     return settings.snapshots == "all" or epoch % 4 == 0 or epoch > settings.epochs - 4
 
 
+def handles(rows: Any, n: int, where: str) -> NDArray[np.int64]:
+    """Row numbers as int64 (k,), in their order.
+
+    Raises:
+        BenchError: a mask, which numpy would take for rows 0 and 1, or a number outside of 0..n - 1; the sentence begins with `where`.
+    """
+    chosen = np.asarray(rows)
+    if chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
+        raise BenchError(f"{where} wants a list of row numbers, got {chosen.dtype} of shape {chosen.shape}; np.flatnonzero(mask) makes one of a mask")
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= n):
+        raise BenchError(f"{where} holds handles outside 0..{n - 1}")
+    return chosen.astype(np.int64)
+
+
 def _batches(part: Pass, index: int, n: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    rows = torch.arange(n) if part.rows is None else torch.as_tensor(np.asarray(part.rows), dtype=torch.int64)
+    where = f"epoch {epoch}, pass {index + 1} ({part.phase})"
+    rows = torch.arange(n) if part.rows is None else torch.as_tensor(handles(part.rows, n, f"{where}: Pass(rows=...)"))
     if len(rows) < batch_size:
-        raise BenchError(f"epoch {epoch}, pass {index + 1} ({part.phase}): {len(rows)} rows do not fill one batch of {batch_size}, so it would train nothing")
+        raise BenchError(f"{where}: {len(rows)} rows do not fill one batch of {batch_size}, so it would train nothing")
     order = rows[torch.randperm(len(rows), generator=torch_generator("order", seed, epoch, index))]
     return list(order[: len(rows) // batch_size * batch_size].view(-1, batch_size))
 
@@ -311,8 +331,12 @@ def _resume(path: Path, model: Model, adam: torch.optim.Optimizer, defense: Defe
     """Continues from the last whole epoch; a checkpoint that cannot be read is named and the training starts anew."""
     if not path.is_file():
         return []
+
+    def to_device(storage: Any, place: str) -> Any:
+        return storage if place == "cpu" else storage.to(device=model.device)
+
     try:
-        saved = torch.load(path, map_location=model.device, weights_only=True)
+        saved = torch.load(path, map_location=to_device, weights_only=True)
         missing = {"model", "optimizer", "defense", "log"} - set(saved)
         if missing:
             raise ValueError(f"it has no {', '.join(sorted(missing))}")

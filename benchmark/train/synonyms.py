@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from benchmark.train.eda import Synonyms
 WORDNET_VARIABLE = "BENCH_WORDNET"
 _WORDNET_PLACES = ("/usr/share/wordnet", "/usr/share/wordnet/dict", "/usr/local/WordNet-3.0/dict")
 _PARTS = ("noun", "verb", "adj", "adv")
+_TABLE = re.compile(r"table:(?P<file>.+?)(@(?P<content>[0-9a-f]{16}))?")
 
 
 def resolve(setting: str, built_in: Mapping[str, tuple[str, ...]]) -> tuple[str, Synonyms | None]:
@@ -28,8 +30,8 @@ def resolve(setting: str, built_in: Mapping[str, tuple[str, ...]]) -> tuple[str,
     if setting == "auto" and built_in:
         return "built-in", from_table(built_in)
     if setting.startswith("table:"):
-        path = Path(setting.removeprefix("table:"))
-        return f"table:{path.name}", from_table(read_table(path))
+        setting, path = _table(setting)
+        return f"table:{path.name}{setting[-17:]}", from_table(read_table(path))
     if setting in ("auto", "wordnet"):
         folder = wordnet_folder()
         if folder is None:
@@ -39,6 +41,26 @@ def resolve(setting: str, built_in: Mapping[str, tuple[str, ...]]) -> tuple[str,
             )
         return "wordnet", wordnet(folder)
     raise BenchError(f"augment.synonyms must be auto, wordnet, table:FILE or none, got {setting!r}")
+
+
+def stamped(setting: str) -> str:
+    """The setting with the content of a table behind it, `table:FILE@HASH`, so that an edited table is another run; others as they are.
+
+    Raises:
+        BenchError: no such file, or a hash that is not the file's.
+    """
+    return _table(setting)[0] if setting.startswith("table:") else setting
+
+
+def _table(setting: str) -> tuple[str, Path]:
+    found = _TABLE.fullmatch(setting)
+    path = Path(found["file"] if found else "")
+    if found is None or not path.is_file():
+        raise BenchError(f"augment.synonyms: no table at {path}")
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    if found["content"] not in (None, content):
+        raise BenchError(f"augment.synonyms: the table {path} has other content than {found['content']}; leave @{found['content']} out to take it as it is")
+    return f"table:{path}@{content}", path
 
 
 def from_table(table: Mapping[str, tuple[str, ...]]) -> Synonyms:
@@ -54,8 +76,6 @@ def from_table(table: Mapping[str, tuple[str, ...]]) -> Synonyms:
 
 def read_table(path: Path) -> dict[str, tuple[str, ...]]:
     """A file of `word<TAB>synonym,synonym` lines."""
-    if not path.is_file():
-        raise BenchError(f"augment.synonyms: no table at {path}")
     table = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
