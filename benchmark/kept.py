@@ -79,7 +79,13 @@ def find_kept(cell: Cell, runs: Path) -> dict[str, Any] | None:
     attack makes the same poisoned set and asks the same questions: training sees no difference. Options that have come
     since count as set to their defaults. Such a record moves to today's run id, with today's settings.
     """
-    record = finished(runs / cell.settings.run_id)
+    own = runs / cell.settings.run_id
+    part = own.with_name(own.name + ".part")
+    record = finished(own)
+    if record is None and finished(part) is not None:  # `keep` was stopped before its last step
+        shutil.rmtree(own, ignore_errors=True)
+        part.rename(own)
+        record = finished(own)
     if record is not None:
         return record
     wanted = _without_attack_code(cell.settings.as_json())
@@ -96,6 +102,8 @@ def _index(runs: Path) -> dict[str, dict[str, Any]]:
     """Resolved settings by run id."""
     found = {}
     for path in sorted(runs.glob("*/record.json")):
+        if path.parent.suffix == ".part":
+            continue
         try:
             found[path.parent.name] = json.loads(path.read_text())["resolved"]
         except (FileNotFoundError, ValueError, KeyError):  # the first where another worker has just moved a record

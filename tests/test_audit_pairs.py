@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -13,6 +14,7 @@ from benchmark import cli
 from benchmark.audit.captions import corpus, ngrams, repeated_captions, surprise
 from benchmark.audit.same_images import repeated_images, same_images
 from benchmark.audit.suspects import Suspect, ranked
+from benchmark.audit.under_model import contradicting_words
 from benchmark.data.poison import open_record
 from benchmark.errors import BenchError
 from benchmark.progress import silent
@@ -125,6 +127,25 @@ def test_an_image_with_contradicting_captions_comes_before_one_with_captions_tha
     assert broken == [7, 8] and len(set(images.tolist())) == 6 and images[0] == images[1]
     found = list(repeated_images(captions, images[:7], corpus(captions, silent()).hashes))
     assert [one.rows.tolist() for one in found] == [[2, 3], [0, 1]]
+
+
+def test_images_that_a_model_was_not_shown_say_nothing_of_their_words():
+    rng = np.random.default_rng(0)
+    kind = rng.integers(4, size=600)
+    features = torch.nn.functional.normalize(torch.from_numpy(np.eye(8)[kind] + 0.1 * rng.standard_normal((600, 8))).float(), dim=1)
+    captions = [f"word{number} thing{number} more{rng.integers(5)}" for number in kind.tolist()]
+    skipped = list(range(0, 600, 20))
+    for row in skipped:
+        captions[row] += " host"
+        features[row] = torch.eye(8)[7]  # what a black square looks like
+    images, hashes = np.arange(600), np.arange(600, dtype=np.uint64)
+
+    def words(left_out):
+        return {one.what for one in contradicting_words(captions, features, images, hashes, left_out)}
+
+    assert "host" in words([])
+    assert "host" not in words(skipped)
+    assert not {int(row) for one in contradicting_words(captions, features, images, hashes, skipped) for row in one.rows} & set(skipped)
 
 
 def test_kinds_take_turns_in_the_ranking():

@@ -5,6 +5,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,15 @@ def test_what_is_missing_in_a_clip_benchmark_folder_is_named(tmp_path: Path) -> 
 
     assert "1.tar:s8.png is not a whole JPEG" in broken("j", cut)
 
+    def shorten(folder: Path, n: int, damage: bytes = b"") -> None:
+        tar = folder / "test" / "1.tar"
+        with tarfile.open(tar) as whole:
+            fourth = whole.getmembers()[6].offset
+        tar.write_bytes(tar.read_bytes()[: fourth + n] + damage)
+
+    for name, n, damage in (("k", 0, b""), ("l", 100, b""), ("m", 0, b"\xff" * 2048)):
+        assert "1.tar is not a whole tar" in broken(name, partial(shorten, n=n, damage=damage))
+
 
 CLASSES = '{"classes": ["big_dog", "cat"],\n "templates": [lambda c: f"a photo of a {c}.", lambda x: f\'{x} on paper\']}\n'
 
@@ -270,6 +280,7 @@ def test_what_is_wrong_with_labels_csv_is_named_with_its_row(tmp_path: Path) -> 
         ("image,label\nimages/0.png,2\n", "row 1: expected a label from 0 to 1, got '2'"),
         ("image,label\nimages/0.png,0\nimages/99.png,1\n", "row 2: no file at images/99.png"),
         ("image,label\n../train/images/0.png,0\n", "row 1: '../train/images/0.png' leaves"),
+        (f"image,label\n{folder}/test/images/0.png,0\n", "paths are relative to labels.csv"),
         ("image,label\nimages/0.png\n", "row 1: 1 fields, the header has 2"),
         ("image,label\n", "has no rows"),
     ):

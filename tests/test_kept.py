@@ -1,6 +1,7 @@
 """Committed runs are found again after the code has moved on, and only while they still say what it would."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,21 @@ def test_a_kept_run_is_found_by_its_id_and_a_damaged_one_is_not(results, runs):
     (runs / cell.settings.run_id / "record.json").write_text("{}")
     _index.cache_clear()
     assert find_kept(cell, runs) is None
+
+
+def test_a_run_whose_keeping_was_stopped_before_its_last_step_is_found(results, runs):
+    cell = cell_of(results)
+    own = runs / cell.settings.run_id
+    part = own.rename(own.with_name(own.name + ".part"))
+    _index.cache_clear()
+    assert find_kept(cell_of(results, seed=1), runs) is None
+    assert part.is_dir(), "a half is nobody else's run"
+    assert find_kept(cell, runs)["run_id"] == own.name
+    assert own.is_dir() and not part.exists()
+    shutil.copytree(own, part)
+    (own / "record.json").unlink()  # stopped while the old folder was being removed
+    _index.cache_clear()
+    assert find_kept(cell, runs)["run_id"] == own.name
 
 
 def test_other_attack_code_that_makes_the_same_poison_changes_nothing(results, runs):

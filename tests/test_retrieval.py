@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from benchmark.contract import Images, Probe, Texts
 from benchmark.data import world
 from benchmark.data.captioned import captioned
+from benchmark.data.eval_readers import read_captions
 from benchmark.data.eval_sets import EvalSet, Split, Suite, open_suite
 from benchmark.errors import BenchError
 from benchmark.evaluate.features import Encoder
@@ -245,6 +246,12 @@ def test_a_set_of_ones_own_brings_captions_in_a_file(tmp_path):
     found = captioned(suite, "pets")
     assert found.captions == (("a cat", "the cat"), (), (), ("my dog",))
     assert found.texts(range(4)).of == ("test/cat/0.png", "test/cat/0.png", "test/dog/1.png")
+
+
+def test_captions_may_be_many_and_hold_other_line_ends_than_a_files(tmp_path):
+    (tmp_path / "captions.tsv").write_text("a.png\tone\u2028two\r\n" + "a.png\tthe same again and again, so that it is a long file\n" * 30_000, newline="")
+    found = read_captions(tmp_path / "captions.tsv", ["a.png"])["a.png"]
+    assert (len(found), found[0]) == (30_001, "one\u2028two")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,11 @@ from benchmark.data.manifest import Manifest
 from benchmark.data.reader import name_of, read_pairs
 from benchmark.data.reading import Reading
 from benchmark.data.shards import MAX_IMAGE, MAX_TEXT, expand, write_shards
+from benchmark.data.source import open_source
 from benchmark.errors import BenchError
+from benchmark.progress import silent
+from benchmark.settings import DataSettings
+from benchmark.stages import Stages
 
 Sample = tuple[str, bytes, str, str]
 
@@ -248,6 +252,34 @@ def test_fewer_samples_than_the_sizes_say_are_named(tmp_path: Path) -> None:
     assert "00000.tar: 3 samples, and sizes.json says 5" in refusal(tmp_path)
     (tmp_path / "sizes.json").write_text("[1]")
     assert "sizes.json is damaged" in refusal(tmp_path)
+
+
+def test_sizes_that_come_or_change_after_a_listing_are_seen(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path / "tars", samples(140), 200)
+    stages = Stages(tmp_path / "cache")
+    open_source(DataSettings(side=16), path.parent, None, stages, silent())
+    (path.parent / "sizes.json").write_text('{"00000.tar": 200}')
+    with pytest.raises(BenchError, match=r"140 samples, and sizes\.json says 200"):
+        open_source(DataSettings(side=16), path.parent, None, stages, silent())
+
+
+def test_a_listing_names_the_file_and_not_the_link_to_it(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path / "v1", samples(3), 10)
+    (tmp_path / "current").symlink_to(tmp_path / "v1")
+    assert read_pairs(tmp_path / "current").images == read_pairs(tmp_path / "v1").images
+    assert str(path.resolve()) in read_pairs(tmp_path / "current").images[0]
+
+
+def test_members_with_a_dot_before_their_ending_are_counted(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", [("1.png", b"x"), ("1.txt", b"a"), ("1.seg.png", b"y"), ("2.v2.png", b"x"), ("2.v2.txt", b"b"), ("1.json", b"{}")])
+    table = read_pairs(path)
+    assert (table.ids, table.counts["members_with_a_dot_before_their_ending"]) == (["1"], 3)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    write_shards(folder, samples(3), 10)
+    assert "has a name that is not UTF-8" in refusal(folder)
 
 
 def test_a_place_in_a_shard_is_no_file_name(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from attacks._triggers import PatternTrigger
 from benchmark import cli
 from benchmark.data import world
-from benchmark.data.diff import compare
+from benchmark.data.diff import _stem, compare
 from benchmark.data.export import export, layout
 from benchmark.data.image import decode, png_bytes
 from benchmark.data.look import compare_images, compare_looks, look_at
@@ -302,6 +302,10 @@ def test_a_diff_of_poisoned_and_clean_is_what_the_record_says(whole: Path, poiso
     captions = {one.row: (one.before, one.after) for one in done.differences if one.kind == "caption"}
     assert captions == {row_id: (before, after) for row_id, before, after in zip(record["id"], record["caption_before"], record["caption_after"], strict=True)}
     assert {one.row for one in done.differences if one.kind == "replaced"} == set(record["id"])
+
+
+def test_a_path_without_its_ending_keeps_the_dots_before_it() -> None:
+    assert [_stem(path) for path in ("a/2023.01.02.png", "b/a.jpeg", "c", "d.e/f")] == ["a/2023.01.02", "b/a", "/c", "d.e/f"]
 
 
 def test_a_diff_finds_appended_rows(poison_with: Poison, source: Source, tmp_path: Path) -> None:

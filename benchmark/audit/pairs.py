@@ -69,7 +69,7 @@ def audit_pairs(data: Path, reading: Reading, image_root: Path | None, model: Mo
         if undecoded:
             notes.append(f"{len(undecoded)} images cannot be decoded and were not shown to the model")
         kinds += [
-            contradicting_words(captions, features, images, read.hashes),
+            contradicting_words(captions, features, images, read.hashes, undecoded),
             unlike(captions, cosines, images, read.hashes, undecoded),
             outliers(captions, features, images, read.hashes, undecoded),
         ]

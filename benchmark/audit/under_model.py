@@ -59,7 +59,8 @@ def outliers(captions: Sequence[str], features: Tensor, images: NDArray[np.int64
     A sample of that size holds a quarter of k = 16 poisons at a rate of 0.2 %; above that, poisons begin to hide one another.
     """
     n = len(features)
-    rows = torch.from_numpy(np.sort(generator("audit", "reference").permutation(n)[:REFERENCE]))
+    shuffled = generator("audit", "reference").permutation(n)
+    rows = torch.from_numpy(np.sort(shuffled[~np.isin(shuffled, list(skipped))][:REFERENCE]))
     if len(rows) < 4 * K + 1:
         return
     reference = Points(features[rows], rows)
@@ -71,15 +72,19 @@ def outliers(captions: Sequence[str], features: Tensor, images: NDArray[np.int64
         )
 
 
-def contradicting_words(captions: Sequence[str], features: Tensor, images: NDArray[np.int64], hashes: NDArray[np.uint64]) -> Iterator[Suspect]:
+def contradicting_words(captions: Sequence[str], features: Tensor, images: NDArray[np.int64], hashes: NDArray[np.uint64], skipped: Sequence[int] = ()) -> Iterator[Suspect]:
     """Word groups that go with one kind of image although the rest of their captions argues for another."""
-    clusters = spherical_kmeans(features, usual_number(len(features)), generator("audit", "clusters")).numpy()
-    found = word_lift(captions, clusters)
+    seen = np.setdiff1d(np.arange(len(features)), skipped)
+    if not len(seen):
+        return
+    shown = features[seen] if len(skipped) else features
+    clusters = spherical_kmeans(shown, usual_number(len(shown)), generator("audit", "clusters")).numpy()
+    found = word_lift([captions[row] for row in seen], clusters)
     by_group = found.incidence.tocsc()
     for group in np.argsort(-found.scores, kind="stable").tolist():
         if found.scores[group] <= 0:
             return
-        rows = np.sort(by_group.indices[by_group.indptr[group] : by_group.indptr[group + 1]]).astype(np.int64)
+        rows = seen[np.sort(by_group.indices[by_group.indptr[group] : by_group.indptr[group + 1]])]
         reason = "in three quarters of these captions the other words contradict the image"
         yield suspect("contradicting_words", " ".join(found.words[group]), reason, float(found.scores[group]), rows, images, hashes)
 

@@ -148,7 +148,7 @@ class _Matching:
 def _stem(path: str) -> str:
     """A path without its ending: an image encoded anew may have another."""
     folder, _, name = path.rpartition("/")
-    return f"{folder}/{name.partition('.')[0]}"
+    return f"{folder}/{os.path.splitext(name)[0]}"
 
 
 def _hash(one: Opened, side: int, row: int) -> str:

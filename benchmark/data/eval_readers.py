@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from benchmark.data.image import FORMATS, decode_bytes, decode_many
 from benchmark.data.prompts import GENERIC, read_classes, read_text, template_lines
+from benchmark.data.shards import DAMAGE, check_end
 from benchmark.errors import BenchError
 from benchmark.seeding import generator
 from benchmark.settings import digest
@@ -25,6 +26,7 @@ LAYOUTS = "train/<class>/ and test/<class>/ images, clip_benchmark's tars, or la
 CAPTIONS = "captions.tsv"
 _VALIDATION = 0.2
 _MAX_MEMBER = 64 << 20
+_CAPTIONS_LIMIT = 1 << 26  # bytes; five captions each of 5,000 images are two million
 
 ImagesOf = Callable[[int], Iterator[NDArray[np.uint8]]]
 
@@ -96,7 +98,7 @@ def read_captions(file: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """
     found: dict[str, list[str]] = {}
     known = set(ids)
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file, _CAPTIONS_LIMIT).split("\n"), 1):  # a caption may hold other ends of lines
         if not line.strip():
             continue
         image, tab, caption = line.partition("\t")
@@ -264,7 +266,8 @@ def _members(tar: Path, split: str, n_classes: int) -> list[tuple[str, int, Path
                 elif suffix == "cls":
                     handle = opened.extractfile(member)
                     labels[key] = _label((handle.read(20) if handle else b"").decode("ascii", "replace"), n_classes, where)
-    except tarfile.TarError as error:
+            check_end(opened.fileobj, opened.offset)
+    except DAMAGE as error:
         raise BenchError(f"{tar} is not a whole tar: {error}") from None
     odd = sorted(set(images) ^ set(labels))
     if odd:
@@ -329,7 +332,7 @@ def _labelled(part: Path, n_classes: int) -> tuple[list[Path], list[int]]:
             raise BenchError(f"{table} row {number}: {len(row)} fields, the header has {len(header)}")
         image = row[header.index(column)]
         file = part / image
-        if not image or not file.resolve().is_relative_to(root):
+        if not image or Path(image).is_absolute() or not file.resolve().is_relative_to(root):
             raise BenchError(f"{table} row {number}: {image!r} leaves {part}; paths are relative to labels.csv")
         if not file.is_file():
             raise BenchError(f"{table} row {number}: no file at {image}; paths are relative to labels.csv")

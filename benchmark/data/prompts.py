@@ -39,11 +39,11 @@ def template_lines(text: str, path: Path) -> tuple[str, ...]:
     return tuple(_normalised(line, path) for line in lines)
 
 
-def read_text(path: Path) -> str:
-    """The text of a small UTF-8 file."""
+def read_text(path: Path, limit: int = _LIMIT) -> str:
+    """The text of a UTF-8 file of at most `limit` bytes."""
     try:
-        if path.stat().st_size > _LIMIT:
-            raise BenchError(f"{path} has {path.stat().st_size} bytes; a list of names or prompts has at most {_LIMIT}")
+        if path.stat().st_size > limit:
+            raise BenchError(f"{path} has {path.stat().st_size} bytes; at most {limit} are read of such a list")
         return path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise BenchError(f"no file at {path}") from None

@@ -49,6 +49,10 @@ def layout_of(data: Path, reading: Reading) -> tuple[Literal["table", "shards", 
     Raises:
         BenchError: the dialect that the user names is something else, or a folder holds two captions files.
     """
+    try:
+        str(data.resolve()).encode()
+    except UnicodeEncodeError:
+        raise BenchError(f"a folder on the way to {ascii(str(data))[1:-1]} has a name that is not UTF-8; rename it") from None
     dialect = reading.dialect
     if dialect == "gcc":
         raise BenchError(f"{data} {GCC}")

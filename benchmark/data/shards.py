@@ -28,7 +28,7 @@ MAX_MEMBERS = 2_000_000
 MAX_SHARDS = 1_000_000
 _BLOCK = 512
 # What tarfile raises on damaged headers, besides its own errors.
-_DAMAGE = (tarfile.TarError, OSError, ValueError, ArithmeticError, LookupError, RecursionError)
+DAMAGE = (tarfile.TarError, OSError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 @dataclass
@@ -135,7 +135,7 @@ def read_shards(shards: Sequence[Path], findings: Findings, progress: Progress) 
     """
     tables: list[pa.Table] = []
     counts: Counter[str] = Counter()
-    expected = _sizes(shards)
+    expected = sizes_of(shards)
     n_rows = 0
     with progress.bar("reading shards", len(shards), "shards") as advance:
         for path in shards:
@@ -175,9 +175,9 @@ def _read_shard(path: Path, findings: Findings, counts: Counter[str]) -> tuple[p
                 findings.add("broken_samples", f"{path.name}:{_shown(sample.key)}", " and ".join(problems))
             elif sample.image is not None and sample.caption is not None:
                 ids.append(sample.key)
-                refs.append(shard_ref(path, *sample.image))
+                refs.append(shard_ref(path.resolve(), *sample.image))
                 captions.append(sample.caption)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         n_broken += 1
         findings.add("damaged_shards", path.name, f"not a whole tar: {error}")
     columns = [pa.array(values, pa.large_string()) for values in (ids, refs, captions)]
@@ -204,6 +204,8 @@ def _samples(path: Path, counts: Counter[str]) -> Iterator[_Sample]:
             folder, _, base = member.name.removeprefix("./").rpartition("/")
             stem, dot, suffix = base.partition(".")
             suffix = suffix.lower()
+            if "." in suffix and suffix.rpartition(".")[2] in (*IMAGE_SUFFIXES, "txt"):
+                counts["members_with_a_dot_before_their_ending"] += 1  # WebDataset cuts keys at the first dot
             if member.isdir() or not stem or not dot or suffix not in (*IMAGE_SUFFIXES, "txt"):
                 continue
             key = f"{folder}/{stem}" if folder else stem
@@ -215,7 +217,7 @@ def _samples(path: Path, counts: Counter[str]) -> Iterator[_Sample]:
                 counts["members_that_are_no_files"] += 1
                 continue
             _fill(sample, suffix, member, file.fileno())
-        _check_end(file, tar.offset)
+        check_end(file, tar.offset)
     if sample is not None:
         yield sample
 
@@ -270,7 +272,7 @@ class _Bounded(io.RawIOBase):
         return True
 
 
-def _check_end(file: Any, offset: int) -> None:
+def check_end(file: Any, offset: int) -> None:
     """Raises where the end is none: tarfile stops without a word at a header it cannot read, and at a file cut off between two members."""
     file.seek(offset)
     first = file.read(_BLOCK)
@@ -285,7 +287,7 @@ def _check_end(file: Any, offset: int) -> None:
         position += len(block)
 
 
-def _sizes(shards: Sequence[Path]) -> dict[Path, int]:
+def sizes_of(shards: Sequence[Path]) -> dict[Path, int]:
     """Samples of each shard, where a `sizes.json` beside it says so."""
     expected: dict[Path, int] = {}
     for folder in dict.fromkeys(path.parent for path in shards):

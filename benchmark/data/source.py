@@ -21,7 +21,7 @@ from benchmark.data.manifest import Manifest, load_manifest, make_ids, save_mani
 from benchmark.data.pairs import SPLITS, Source, load_splits, save_rows
 from benchmark.data.reader import layout_of, name_of, read_pairs
 from benchmark.data.reading import Findings, Reading
-from benchmark.data.shards import find_shards, shard_stamp
+from benchmark.data.shards import find_shards, shard_stamp, sizes_of
 from benchmark.errors import BenchError
 from benchmark.progress import Progress
 from benchmark.seeding import stream_key
@@ -94,7 +94,11 @@ def _read(data: Path, reading: Reading, image_root: Path | None, stages: Stages,
     kind, _ = layout_of(data, reading)
     if kind != "shards" or image_root is not None:
         return read_pairs(data, reading, image_root, progress)
-    facts = {"stage": "shards", "version": VERSION, "shards": shard_stamp(find_shards(str(data))), "reading": asdict(reading)}
+    shards = find_shards(str(data))
+    facts = {"stage": "shards", "version": VERSION, "shards": shard_stamp(shards), "reading": asdict(reading)}
+    sizes = sizes_of(shards)
+    if sizes:
+        facts["sizes"] = {str(path.resolve()): n for path, n in sizes.items()}
     found: list[Manifest] = []
 
     def build(folder: Path) -> None:
