@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from benchmark.cell import Cell, poison_of
 from benchmark.data.poison import open_record
 from benchmark.errors import BenchError
-from benchmark.evaluate.hooks import asked_by_hooks
+from benchmark.evaluate.hooks import without_hooks
 from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.pictures import gallery_key
 from benchmark.evaluate.predictions import FOLDER, SLIM, read_predictions, write_slim
@@ -146,7 +146,7 @@ def _same_poison(cell: Cell, record: dict[str, Any]) -> bool:
     sealed = open_record(made.record)
     cards = Evaluator(cell.suite, cell.attack.probes(cell.suite, sealed.kept), "", cell.stages).cards()
     same = cell.settings.clean_model or sealed.header["poisoned_manifest_sha256"] == record["poison"]["manifest_sha256"]
-    return bool(same and cards == {key: card for key, card in record["cards"].items() if not asked_by_hooks(card)})
+    return bool(same and cards == without_hooks(record["cards"]))
 
 
 if __name__ == "__main__":

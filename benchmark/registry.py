@@ -114,18 +114,18 @@ def configure(plugin: Plugin, scale_options: dict[str, Any], given: dict[str, An
         raise BenchError(_first(error, plugin.kind)) from None
 
 
-def with_defaults(resolved: Mapping[str, Any], plugin_of: Callable[[Kind, Mapping[str, Any]], Plugin | None]) -> dict[str, Any]:
+def with_defaults(resolved: Mapping[str, Any], todays: Callable[[Kind, Mapping[str, Any]], Plugin | None]) -> dict[str, Any]:
     """Resolved settings of a record, with options that its plugins have got since set to their defaults.
 
     Args:
-        plugin_of: today's plugin of the recorded name and options; None leaves these as they are.
+        todays: today's plugin of the recorded name and options; None leaves these as they are.
     """
     filled = dict(resolved)
     kinds: tuple[Kind, ...] = ("attack", "defense")
     for kind in kinds:
         one = resolved[kind]
         with contextlib.suppress(BenchError):  # a plugin that is no longer there, or wants an option
-            plugin = plugin_of(kind, one)
+            plugin = todays(kind, one)
             if plugin is not None:
                 filled[kind] = {**one, "options": {**configure(plugin, {}, {}).model_dump(mode="json"), **one["options"]}}
     return filled

@@ -117,9 +117,9 @@ def _single(models: list[Model], name: str, hook: str) -> Model:
     return models[0]
 
 
-def asked_by_hooks(card: dict[str, Any]) -> bool:
-    """Whether a record's card is of what a defense's hook was asked, and not of the evaluator's own questions."""
-    return not card.keys().isdisjoint(("detector", "defense", "audit"))
+def without_hooks(cards: dict[str, Any]) -> dict[str, Any]:
+    """A record's cards of the evaluator's own questions, without those of what a defense's hooks were asked."""
+    return {key: card for key, card in cards.items() if card.keys().isdisjoint(("detector", "defense", "audit"))}
 
 
 def _carded(said: Said, card: dict[str, Any]) -> str:

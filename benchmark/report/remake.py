@@ -11,7 +11,7 @@ from benchmark.data.poison import open_record, poison
 from benchmark.data.source import WORLD, open_source
 from benchmark.errors import BenchError
 from benchmark.evaluate.attack_success import queries
-from benchmark.evaluate.hooks import asked_by_hooks
+from benchmark.evaluate.hooks import without_hooks
 from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.pictures import gallery_key, keep_pictures, open_pictures
 from benchmark.progress import Progress
@@ -58,7 +58,6 @@ def _remake(run: Run, stages: Stages, opened: dict[str, tuple[Source, Suite]], p
     record = open_record(made.record)
     probes = attack.probes(suite, record.kept)
     cards = Evaluator(suite, probes, "", stages).cards()
-    recorded = {key: card for key, card in run.record["cards"].items() if not asked_by_hooks(card)}
-    if record.header["poisoned_manifest_sha256"] != run.record["poison"]["manifest_sha256"] or cards != recorded:
+    if record.header["poisoned_manifest_sha256"] != run.record["poison"]["manifest_sha256"] or cards != without_hooks(run.record["cards"]):
         raise BenchError("today's code makes another poison, or asks other questions, than the record's")
     keep_pictures(run.folder.parents[1], run.record, source, suite, made, record, probes, lambda: {probe.name: queries(probe, suite) for probe in probes})
