@@ -47,10 +47,13 @@ def report_command(
         return
     if format not in ("md", "csv", "long", "html"):
         raise BenchError(f"expected --format md, csv, long or html, got {format!r}")
+    page = figure is not None or format == "html"
+    if (against is not None) + (fit is not None) + page > 1:
+        raise BenchError("--against, --fit and --figure (or --format html) are reports of their own: ask for one at a time")
     runs, old = superseded(select(load(results), attack or (), defense or (), scale or (), where or ()))
     if not runs:
         raise BenchError(f"no recorded run in {results} matches")
-    if figure is not None or format == "html":
+    if page:
         drawn(figure, runs, old, out, results, (cache or Path("results/cache")) if pictures else None)
         return
     notes = old + groups(runs)[1]
@@ -99,10 +102,15 @@ def drawn(figure: str | None, runs: Sequence[Run], notes: Sequence[str], out: Pa
 
 
 def _write(text: str, out: Path | None) -> None:
+    from benchmark.stages import write_atomically
+
     if out is None:
         typer.echo(text, nl=False)
         return
     try:
-        out.write_text(text, encoding="utf-8")
+        if out.is_file() or not out.exists():
+            write_atomically(out.resolve(), text.encode())
+        else:  # a pipe or a device
+            out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"cannot write {out}: {error.strerror}") from None

@@ -137,7 +137,9 @@ def _moved(cell: Cell, record: dict[str, Any], runs: Path) -> dict[str, Any]:
     shutil.rmtree(new, ignore_errors=True)
     part.rename(new)
     shutil.rmtree(old)
-    _index.cache_clear()
+    known = _index(runs)
+    known.pop(old.name, None)
+    known[new.name] = renewed["resolved"]
     return renewed
 
 

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def publish(folder: Path, record: dict[str, Any], evaluation: Path, cost: dict[s
     if rows is not None:
         rows.to_parquet(part / "predictions" / f"{ROWS}.parquet", compression="zstd", index=False)
     write_atomically(part / "cost.json", canonical(cost).encode())
-    write_atomically(part / "environment.json", canonical(environment()).encode())
+    write_atomically(part / "environment.json", canonical(environment() | {"made": datetime.now(UTC).isoformat(timespec="seconds")}).encode())
     write_atomically(part / "record.json", (canonical(record) + "\n").encode())
     seal(part, {"run_id": record["run_id"]})
     part.rename(folder)

@@ -63,6 +63,8 @@ def call(tmp_path, monkeypatch, capsys):
         (["run", "--attack", "none", "--sham"], "attack none has none; leave --sham or that attack out"),
         (["run", "--device", "tpu"], "expected --device cpu or cuda"),
         (["run", "--defense", "./nowhere.py"], "no defense file at ./nowhere.py"),
+        (["report", "--fit", "dose", "--format", "html"], "ask for one at a time"),
+        (["report", "--fit", "dose", "--against", "clip"], "ask for one at a time"),
         (["report", "--results", "nowhere"], "no runs in nowhere"),
         (["show", "rocilp"], "Did you mean 'roclip'?"),
         (["new", "defense", "Bad-Name"], "a plugin's name is a Python name in lower case"),

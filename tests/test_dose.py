@@ -119,6 +119,32 @@ def test_rows_are_counted_for_each_target_only_where_targets_are_what_counts(uni
     assert (" | 5.0 | " in dose_markdown(curves)) == (per_target is not None)
 
 
+def test_another_scale_makes_no_dose_of_an_option_that_does_not_change_the_rows():
+    runs = [dosed(n, seed, float(response(n, middle=20.0))) for n in (5, 10, 20, 40, 80) for seed in range(3)]
+    for size in range(1, 8):
+        for n_poison, scale in ((10, "small"), (100, "medium")):
+            other = dosed(n_poison, 0, 0.5, size=size, rate=0.01)
+            other.record["label"]["scale"] = other.record["resolved"]["scale"] = scale
+            runs.append(other)
+    assert {curve.option for curve in dose_curves(runs)} == {"rate"}
+
+
+def test_rows_a_target_are_not_counted_where_the_number_of_targets_is_the_dose():
+    runs = [dosed(n, seed, float(response(n, middle=20.0))) for n in (5, 10, 20, 40, 80) for seed in range(3)]
+    for one in runs:
+        one.record["poison"]["targets"] = [{"class": str(index)} for index in range(one.record["poison"]["n_poison"])]
+        for entry in one.values("asr"):
+            entry["units"] = "targets"
+    assert dose_table(dose_curves(runs))["per_target"].isna().all()
+
+
+def test_a_dose_without_a_rate_in_a_run_is_named():
+    runs = [dosed(n, seed, float(response(n, middle=20.0))) for n in (5, 10, 20, 40, 80, 160) for seed in range(3)]
+    runs[4].values("asr")[0]["value"] = None
+    (curve,) = dose_curves(runs)
+    assert len(curve.points) == 5 and curve.fit is not None and curve.note.startswith("no rate in every run at 10 rows")
+
+
 def test_runs_of_one_dose_have_no_curve():
     with pytest.raises(BenchError, match="more than one dose"):
         dose_curves([dosed(10, seed, 0.5) for seed in range(3)])

@@ -203,9 +203,39 @@ def an_auroc_outside_its_interval(record):
     of(record, "auroc")["low"] = 0.95
 
 
+def of_another_defense(record):
+    record["label"]["defense"] = "clip" if record["label"]["defense"] == "roclip" else "roclip"
+
+
+def of_another_option(record):
+    record["label"]["attack"] = "backdoor[rate=0.1]"
+
+
+def of_another_scale(record):
+    record["label"]["scale"] += "+clean"
+
+
+def not_a_number(record):
+    of(record, "asr").update(value=float("nan"), low=0.0, high=1.0)
+
+
+def an_invented_set(record):
+    record["metrics"].append(of(record, "zero_shot_acc1") | {"of": "bonus"})
+
+
+def one_end(record):
+    of(record, "asr")["high"] = None
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
+        (of_another_defense, "the label says defense"),
+        (of_another_option, "the label says attack backdoor[rate=0.1], and the settings backdoor[rate=0.001]"),
+        (of_another_scale, "the label says scale small+clean, and the settings small"),
+        (an_invented_set, "zero_shot_acc1/bonus is 0."),
+        (an_invented_set, "among the metrics and not at the last epoch of the curve"),
+        (one_end, "asr/backdoor has one end of an interval alone"),
         (over_more, "asr/backdoor is over 9360 queries in the record and over 936 queries by the saved predictions"),
         (of_other_units, "asr/backdoor is over 936 targets in the record and over 936 queries"),
         (without_floor, "asr_floor/backdoor is missing in the record and 0."),
@@ -222,6 +252,22 @@ def an_auroc_outside_its_interval(record):
 def test_an_edited_record_is_found(table, change, line):
     name = edited(table, change)
     assert any(problem.startswith(f"{name}: ") and line in problem for problem in verify(table).problems)
+
+
+def test_a_value_that_is_no_number_is_a_damaged_record(table):
+    name = edited(table, not_a_number)
+    with pytest.raises(BenchError, match=f"{name}/record.json is damaged"):
+        verify(table)
+
+
+def test_an_edited_fit_is_found(tmp_path):
+    for folder in sorted((REFERENCE / "dose" / "runs").iterdir()):
+        shutil.copytree(folder, tmp_path / "runs" / folder.name)
+    text = (REFERENCE / "dose" / "fit.md").read_text()
+    (tmp_path / "fit.md").write_text(text)
+    assert verify(tmp_path).problems == [] and verify(tmp_path).tables == ["fit.md"]
+    (tmp_path / "fit.md").write_text(text.replace("| 6 [5, 6] |", "| 5 [5, 6] |"))
+    assert verify(tmp_path).problems == ["fit.md is not what the runs give: line 3 of 6 differ"]
 
 
 def test_scores_of_whole_predictions_are_compared_as_they_are_and_values_that_rounding_blurs_count_as_not_told():

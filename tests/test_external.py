@@ -17,6 +17,7 @@ from benchmark.external import Evaluation, evaluate_checkpoint
 from benchmark.progress import silent
 from benchmark.report.comparisons import differences
 from benchmark.report.markdown import to_markdown
+from benchmark.report.page import html
 from benchmark.report.records import load, select, superseded
 from benchmark.report.tables import groups, long_table, to_csv
 from benchmark.report.wide import wide_table
@@ -218,6 +219,7 @@ def test_the_report_shows_a_checkpoint_beside_the_runs(shared, run, snapshot, al
     text = to_markdown(runs)
     assert label.replace("_", "\\_") in text
     assert "trained elsewhere" in text
+    assert "<dt>clean pairs used</dt><dd>unknown</dd>" in html(recorded)
     assert {"asr", "zero_shot_acc1"} <= set(long_table(runs).query("defense == @own").metric)
     assert label in to_csv(wide_table(runs))
     assert [one.label("defense") for one in select(runs, defenses=["checkpoint:theirs"])] == [label]

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import os
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from benchmark.evaluate.statistics import wilson
 from benchmark.report.comparisons import against, differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
-from benchmark.report.records import Run, load, select
+from benchmark.report.records import Run, load, select, superseded
 from benchmark.report.same_model import plain_models
 from benchmark.report.tables import KEY, groups, long_table, per_run, summaries, to_csv
 from benchmark.report.targets import over_runs_and_targets
@@ -185,6 +186,40 @@ def test_a_seed_without_a_plain_run_says_nothing_of_whose_model_a_row_has():
 def test_a_report_without_clip_plus_aug_says_so():
     assert "There is no `clip+aug`" in to_markdown([run(defense="roclip+aug")])
     assert "There is no `clip+aug`" not in to_markdown([run(defense="roclip+aug"), run(defense="clip+aug")])
+
+
+def test_rows_of_several_scales_sets_or_models_say_which_they_are():
+    runs = [run(0, asr, defense="dao") for asr in (0.1, 0.2, 0.3, 0.4)]
+    runs[1].record["label"]["scale"] = "small[train.epochs=9]"
+    runs[2].record["label"]["model"] = "RN50"
+    runs[3].record["label"]["scale"] = "small+sham"
+    for one, score in zip(runs, (0.11, 0.22, 0.33, 0.44), strict=True):
+        one.record["metrics"] += [metric("audit_score", score, of="model", card=""), metric("recall_dropped", 0.5, of="filter", card="")]
+    text = to_markdown(runs)
+    names = ["backdoor (small, bench-small)", "backdoor (small\\[train.epochs=9\\], bench-small)", "backdoor (small, RN50)", "backdoor (sham poison, small, bench-small)"]
+    for name in names:
+        assert text.count(f"| {name} |") == 3, "the wide table, that of dropped rows, that of audits"
+    assert "| backdoor | dao |" in to_markdown(runs[:1])
+    out = io.StringIO()
+    print_outcomes([SimpleNamespace(record=one.record) for one in runs], Console(file=out, width=200, highlight=False))
+    assert all(name.replace("\\", "") in out.getvalue() for name in names)
+
+
+def test_an_audit_keeps_the_score_of_its_own_row_where_a_label_is_split():
+    runs = [run(0, 0.5, defense="decree"), run(0, 0.5, defense="decree", trigger="white"), run(0, None, defense="decree", attack="none")]
+    for one, score in zip(runs, (0.1, 0.9, 0.0), strict=True):
+        one.record["metrics"].append(metric("audit_score", score, of="model", card=""))
+    lines = [line for line in to_markdown(runs).splitlines() if line.startswith("| backdoor | decree | 1 | 0.")]
+    assert [line.split(" | ")[3:5] for line in lines] == [["0.100", "0.000"], ["0.900", "0.000"]]
+
+
+def test_what_was_refused_beside_clip_plus_aug_is_said_where_nothing_is_left_to_compare():
+    runs = [run(0, 0.5, defense="clip+aug"), run(0, 0.1, defense="roclip+aug")]
+    runs[1].record["poison"]["manifest_sha256"] = "other"
+    text = to_markdown(runs)
+    assert "Nothing was compared with `clip+aug`:" in text and "\n- backdoor, seed 0: roclip+aug and clip+aug were not compared in asr" in text
+    alone = to_markdown([filtered(0, 0.9, 1), run(defense="roclip+aug")])
+    assert "\n\nThere is no `clip+aug` beside" in alone, "a paragraph of its own, not a row of the table above"
 
 
 def test_what_a_defense_adds_to_augmentation_stands_below_with_its_interval():
@@ -353,8 +388,27 @@ def test_labels_with_options_are_found_by_their_bare_name():
     assert select([plain, changed], defenses=["roclip[every=3]"]) == [changed]
     assert select([plain, changed], where=["train.epochs=4"]) == [plain, changed]
     assert select([plain, changed], where=["attack.trigger=white"]) == []
+    plain.record["resolved"]["train"]["warmup_steps"] = None
+    assert select([plain], where=["train.warmup_steps=null"]) == [plain] and select([plain], where=["train.warmup_steps=3"]) == []
     with pytest.raises(BenchError, match="no run here has a setting"):
         select([plain, changed], where=["train.epoch=4"])
+
+
+def test_of_two_sources_of_a_plugin_the_one_made_later_counts_however_the_folders_were_copied(tmp_path):
+    runs = []
+    for number, (source, made) in enumerate((("old", "2026-01-01T00:00:00+00:00"), ("new", "2026-01-02T00:00:00+00:00"))):
+        one = run(number, 0.5, defense="mine")
+        one.record["resolved"]["defense"] |= {"file": True, "source": source}
+        folder = tmp_path / source
+        folder.mkdir()
+        (folder / "environment.json").write_text(json.dumps({"made": made}))
+        os.utime(folder, (1000 - number, 1000 - number))
+        runs.append(Run(one.record, one.cost, folder))
+    kept, lines = superseded(runs)
+    assert kept == [runs[1]] and lines == ["mine0checker is of an older source of mine and was left out"]
+    for one in runs:
+        (one.folder / "environment.json").unlink()
+    assert superseded(runs)[0] == [runs[0]], "of runs that do not tell, the folder's time"
 
 
 def test_hostile_text_is_shown_and_not_run():

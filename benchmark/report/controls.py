@@ -40,6 +40,25 @@ def kind_of_control(scale: str) -> str:
     return next((words for suffix, words in CONTROLS.values() if scale.endswith(suffix)), "")
 
 
+def attack_names(found: Sequence[Group]) -> dict[int, str]:
+    """The attack of each row, by the row's `id`, for people: with the kind of control that it is and, where the rows have several scales, data
+    sets or models, with its own of these.
+    """
+    places = {id(group): (_bare(group.key[2]), *group.key[3:]) for group in found}
+    several = [len(set(values)) > 1 for values in zip(*places.values(), strict=True)]
+    names = {}
+    for group in found:
+        words = [kind_of_control(group.key[2]), *(part for part, differs in zip(places[id(group)], several, strict=True) if differs)]
+        inside = ", ".join(word for word in words if word)
+        names[id(group)] = f"{group.key[0]} ({inside})" if inside else group.key[0]
+    return names
+
+
+def _bare(scale: str) -> str:
+    """A scale without what marks it as that of a control."""
+    return next((scale.removesuffix(suffix) for suffix, _ in CONTROLS.values() if scale.endswith(suffix)), scale)
+
+
 def without_controls(runs: Sequence[Run]) -> list[Run]:
     """The runs that are attacked, or that no attack was made on: what defenses are compared, and spreads and doses taken over."""
     return [run for run in runs if not is_control(run)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def differing(left: Run, right: Run) -> list[str]:
     for title, section in _SECTIONS:
         changes = [f"  {path}: {one} -> {two}" for path, one, two in changed(left.record.get(section), right.record.get(section))]
         lines += [f"{title}:", *changes] if changes else []
-    code = _code(left.folder, right.folder)
+    code = _code(left, right)
     lines += ["made with:", *code] if code else []
     results = result_lines(left, right)
     lines += ["results:", *results] if results else []
@@ -125,9 +124,9 @@ def _same_questions(one: pd.DataFrame, two: pd.DataFrame) -> bool:
     return all(name in one and name in two and list(one[name]) == list(two[name]) for name in columns)
 
 
-def _code(left: Path, right: Path) -> list[str]:
-    environments = [json.loads((folder / "environment.json").read_text()) if (folder / "environment.json").is_file() else {} for folder in (left, right)]
-    return [f"  {path}: {one} -> {two}" for path, one, two in changed(*environments)]
+def _code(left: Run, right: Run) -> list[str]:
+    environments = [{name: value for name, value in run.environment.items() if name != "made"} for run in (left, right)]
+    return [f"  {path}: {one} -> {two}" for path, one, two in changed(environments[0], environments[1])]
 
 
 def _differing_names(left: dict[str, Any], right: dict[str, Any]) -> Sequence[str]:

@@ -57,7 +57,7 @@ class DoseCurve:
     Attributes:
         attack: the attack's label without the option that is the dose.
         option: that option.
-        n_targets: of an attack whose success is counted over targets; 0 for any other, whose rows belong to no one of them.
+        n_targets: of an attack whose success is counted over targets, as many at each dose; 0 for any other.
         fit: None where `note` says why there is none.
     """
 
@@ -164,12 +164,14 @@ def _curve(key: tuple[str, ...], option: str, runs: Sequence[Run]) -> DoseCurve 
         n_poison = int(run.record["poison"]["n_poison"])
         if by_dose[n_poison].setdefault(run.seed, run) is not run:
             twice.add(n_poison)
-    points = []
+    points, missing = [], []
     for n_poison, by_seed in sorted(by_dose.items()):
         group = Group(key, [by_seed[seed] for seed in sorted(by_seed)])
         values = [per_run(run, metric) for run in group.runs]
         mean = mean_of(values)
-        if mean is not None:
+        if mean is None:
+            missing.append(n_poison)
+        else:
             points.append(Point(n_poison, mean, interval_of(group, metric), tuple(value for value in values if value is not None)))
     if len(points) < 2:
         return None
@@ -177,9 +179,12 @@ def _curve(key: tuple[str, ...], option: str, runs: Sequence[Run]) -> DoseCurve 
     problem = f"several doses come to {', '.join(map(str, sorted(twice)))} rows" if twice else enough(values_of)
     fit = None if problem else fit_dose(values_of)
     per_target = all(entry["units"] in ("targets", TARGET_IMAGES) for entry in runs[0].values(metric))
-    n_targets = len(runs[0].record["poison"]["targets"]) if per_target else 0
+    counts = {len(run.record["poison"]["targets"]) for run in runs} if per_target else set()
+    n_targets = counts.pop() if len(counts) == 1 else 0
+    lost = f"no rate in every run at {', '.join(map(str, missing))} rows" if missing else ""
+    note = "; ".join(part for part in (lost, problem or (fit.note if fit else "")) if part)
     attack, defense, scale, dataset, model = key
-    return DoseCurve(attack, defense, scale, dataset, model, option, metric, tuple(points), n_targets, fit, problem or (fit.note if fit else ""))
+    return DoseCurve(attack, defense, scale, dataset, model, option, metric, tuple(points), n_targets, fit, note)
 
 
 def _metric(run: Run) -> str | None:
@@ -196,8 +201,8 @@ def _dose_option(runs: Sequence[Run]) -> str | None:
         if len(values) < 2 or any(isinstance(value, bool) or not isinstance(value, int | float | None) for value in given):
             continue
         counts: dict[str, set[int]] = defaultdict(set)
-        for run, one in zip(runs, options, strict=True):
-            rest = canonical({key: value for key, value in one.items() if key != name})
+        for run in runs:
+            rest = canonical([_settings_without(run, name), run.label("dataset")])
             counts[rest].add(int(run.record["poison"]["n_poison"]))
         if any(len(some) > 1 for some in counts.values()):
             found[name] = len(values)

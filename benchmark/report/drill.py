@@ -210,17 +210,17 @@ def _hashes(group: Group) -> list[tuple[str, str]]:
 
 def _counts(group: Group) -> list[tuple[str, str]]:
     first = group.runs[0].record
-    poison = first["poison"]
+    poison, used = first["poison"], first.get("clean_pairs_used")
     found = [("pairs trained on", f"{first['data']['n_pairs']:,}"), ("poisoned rows", f"{poison['n_poison']:,} of {poison.get('n_requested', poison['n_poison']):,} asked for")]
     found += [
         ("poison rate", f"{100 * poison['poison_rate']:.3g} %"),
         ("edits", str(poison.get("edit_mode", "unknown"))),
-        ("clean pairs granted", str(first.get("clean_pairs_used", 0))),
+        ("clean pairs used", "unknown" if used is None else f"{used:,}"),
     ]
     costs = group.runs[0].cost
-    found += [(name.replace("_", " "), f"{costs[name]:,}") for name in ("pairs_trained", "n_models_trained") if name in costs]
+    found += [(name.replace("_", " "), f"{costs[name]:,}") for name in ("pairs_trained", "n_models_trained") if costs.get(name) is not None]
     found += [(name.replace("_", " "), f"{n:,}") for name, n in sorted((costs.get("passes") or {}).items())]
-    if "peak_memory_bytes" in costs:
+    if costs.get("peak_memory_bytes") is not None:
         found.append(("peak memory", f"{costs['peak_memory_bytes'] / 1e9:.2f} GB"))
     return found + [(name.replace("_", " "), str(value)) for name, value in first["data"].get("counts", {}).items()]
 

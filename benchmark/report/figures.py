@@ -128,7 +128,7 @@ def dose(shown: Sequence[Panel], runs: Sequence[Run]) -> Figure:
     """Success against poisoned rows on a log axis, a plot for each attack, a line for each defense, with the fit where there is one."""
     by_attack: dict[str, list[DoseCurve]] = {}
     for curve in dose_curves(runs):
-        by_attack.setdefault(curve.attack if len(shown) == 1 else f"{curve.attack} ({curve.scale}, {curve.dataset})", []).append(curve)
+        by_attack.setdefault(curve.attack if len(shown) == 1 else f"{curve.attack} ({curve.scale}, {curve.dataset}, {curve.model})", []).append(curve)
     figure, axes = _row(len(by_attack), 2.0)
     for axis, (attack, lines) in zip(axes, by_attack.items(), strict=True):
         for index, line in enumerate(lines):
@@ -270,4 +270,4 @@ def _not_too_many(n: int, what: str) -> None:
 
 
 def _title(panel: Panel, text: str, several: bool) -> str:
-    return f"{text} ({panel.scale}, {panel.dataset})" if several else text
+    return f"{text} ({panel.scale}, {panel.dataset}, {panel.model})" if several else text

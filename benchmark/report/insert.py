@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from benchmark.stages import write_atomically
+
 BEGIN, END = "<!-- main table -->", "<!-- end of main table -->"
 
 
@@ -19,4 +21,4 @@ def inserted(page: str, table: str) -> str:
 
 if __name__ == "__main__":
     page, table = Path(sys.argv[1]), Path(sys.argv[2])
-    page.write_text(inserted(page.read_text(), table.read_text()))
+    write_atomically(page, inserted(page.read_text(encoding="utf-8"), table.read_text(encoding="utf-8")).encode())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmark.evaluate.statistics import over_runs
+from benchmark.report.controls import attack_names
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, mean_of, shown_count
 
@@ -46,10 +47,11 @@ _SHOWN_SIZES = (0, 1, 2, 4, 8, 16, 32)
 
 def sections(found: Sequence[Group]) -> list[Section]:
     """One section for each kind of judgement that these groups hold; none where there is none."""
-    return [section for section in (_queries(found), _certificates(found), _audits(found)) if section.rows]
+    attacks = attack_names(found)
+    return [section for section in (_queries(found, attacks), _certificates(found, attacks), _audits(found, attacks)) if section.rows]
 
 
-def _queries(found: Sequence[Group]) -> Section:
+def _queries(found: Sequence[Group], attacks: Mapping[int, str]) -> Section:
     rows = []
     for group in found:
         probes = _of(group, "query_auroc")
@@ -63,13 +65,13 @@ def _queries(found: Sequence[Group]) -> Section:
                 _share(group, "query_fpr_own", probe),
             ]
             attack = [_share(group, name, probe) for name in ("asr", "asr_after_rejection")]
-            rows.append([*_names(group), probe, *numbers, *shares, *attack, _clean(group)])
+            rows.append([*_names(group, attacks), probe, *numbers, *shares, *attack, _clean(group)])
         if main and not probes:
-            rows.append([*_names(group), main[0], *[""] * 6, _share(group, "query_clean_rejected", main[0]), "", "", _clean(group)])
+            rows.append([*_names(group, attacks), main[0], *[""] * 6, _share(group, "query_clean_rejected", main[0]), "", "", _clean(group)])
     return Section(_QUERY_TITLE, _QUERY, rows, [])
 
 
-def _certificates(found: Sequence[Group]) -> Section:
+def _certificates(found: Sequence[Group], attacks: Mapping[int, str]) -> Section:
     sizes = [size for size in _SHOWN_SIZES if any(_of(group, f"certified_acc_{size}") for group in found)]
     header = ("attack", "defense", "seeds", "queries", "may be", "n", *(f"e = {size}" for size in sizes), "median radius", "not certified", "taken for the goal")
     rows, trusts = [], list[str]()
@@ -81,15 +83,20 @@ def _certificates(found: Sequence[Group]) -> Section:
             for metric, unit in (("certified_acc", card["unit"]), ("joint_certified_acc", f"{card['unit']}, one attack on all queries (bound on the average)")):
                 if not _of(group, f"{metric}_0", of):
                     continue
-                names = [*_names(group), f"{of.partition(':')[0]} ({card['queries']})", unit, str(_entry(group.runs[0], "certified_acc_0", of)["n"])]
+                names = [*_names(group, attacks), f"{of.partition(':')[0]} ({card['queries']})", unit, str(_entry(group.runs[0], "certified_acc_0", of)["n"])]
                 curve = [_share(group, f"{metric}_{size}", of, brackets=True) for size in sizes]
                 rows.append([*names, *curve, _number(group, "certified_radius_median", of, "g"), _share(group, "certified_abstained", of), _share(group, "certified_asr", of)])
     return Section(_CERTIFIED_TITLE, header, rows, trusts)
 
 
-def _audits(found: Sequence[Group]) -> Section:
-    scores = {group.key: _number(group, "audit_score", of) for group in found for of in _of(group, "audit_score")}
-    rows = [[*_names(group), scores[group.key], scores.get(("none", *group.key[1:]), "not run: --attack none"), _clean(group)] for group in found if group.key in scores]
+def _audits(found: Sequence[Group], attacks: Mapping[int, str]) -> Section:
+    rows = []
+    for group in found:
+        references = [one for one in found if one.key == ("none", *group.key[1:])]
+        for of in _of(group, "audit_score"):
+            reference = _number(references[0], "audit_score", of) if len(references) == 1 else ""
+            missing = "several definitions" if len(references) > 1 else "not run: --attack none"
+            rows.append([*_names(group, attacks), _number(group, "audit_score", of), reference or missing, _clean(group)])
     return Section(_AUDIT_TITLE, _AUDIT, rows, [])
 
 
@@ -107,8 +114,8 @@ def _card(group: Group, metric: str, of: str) -> dict[str, Any]:
     return card
 
 
-def _names(group: Group) -> list[str]:
-    return [group.key[0], group.key[1], str(len(group.runs))]
+def _names(group: Group, attacks: Mapping[int, str]) -> list[str]:
+    return [attacks[id(group)], group.key[1], str(len(group.runs))]
 
 
 def _clean(group: Group) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
-from benchmark.report.controls import CONTROLS, controls, kind_of_control
+from benchmark.report.controls import CONTROLS, attack_names, controls
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
@@ -41,12 +41,12 @@ def to_markdown(runs: Sequence[Run]) -> str:
     found = sorted(found, key=lambda group: place_of(group.key))
     controlled = controls(found)
     shown = controlled.shown
-    plain = plain_models(runs)
+    plain, attacks = plain_models(runs), attack_names(found)
     clean = uses_clean_pairs(found)
     header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:], *(["clean pairs used"] if clean else ()))
     lines = [_line(header), "|" + "---|" * len(header)]
     for group in found:
-        cells = _cells(group, plain)
+        cells = _cells(group, attacks[id(group)], plain)
         lines.append(
             _line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:], *([count(clean_pairs(group))] if clean else ())])
         )
@@ -59,7 +59,7 @@ def to_markdown(runs: Sequence[Run]) -> str:
         lines += ["", _CONTROLS_NOTE]
     if any(model_of(group, plain) for group in found):
         lines += ["", SAME_MODEL_NOTE]
-    lines += _detection(found, plain) + _judged(found) + _against_augmentation(runs, found)
+    lines += _detection(found, attacks, plain) + _judged(found) + _against_augmentation(runs, found)
     lines += [f"- {escape(note)}" for note in [*notes, *controlled.notes, *_processors(runs)]]
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
@@ -88,13 +88,12 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cells(group: Group, plain: Mapping[str, str]) -> list[str]:
+def _cells(group: Group, attack: str, plain: Mapping[str, str]) -> list[str]:
     row = wide_row(group)
     asr = "" if row["asr"] is None else f"{_with_interval(group, 'asr')}, n={row['asr_n']}"
     curves = [summaries(run) for run in group.runs]
-    control = kind_of_control(group.key[2])
     return [
-        escape(group.key[0]) + (f" ({control})" if control else ""),
+        escape(attack),
         escape(group.key[1]) + remark(group, plain),
         str(row["seeds"]),
         f"{shown_count(row['n_poison'])} of {shown_count(row['n_pairs'])}" if row["n_poison"] else "0",
@@ -121,7 +120,7 @@ def _bracket(interval: Interval) -> str:
     return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
 
 
-def _detection(found: Sequence[Group], plain: Mapping[str, str]) -> list[str]:
+def _detection(found: Sequence[Group], attacks: Mapping[int, str], plain: Mapping[str, str]) -> list[str]:
     """How well scores tell poisoned rows, and what was dropped; nothing where no run says so."""
     shown = [group for group in found if detected(group)]
     if not shown:
@@ -137,7 +136,7 @@ def _detection(found: Sequence[Group], plain: Mapping[str, str]) -> list[str]:
         row = detection_row(group)
         numbers = ["" if row[name] is None else f"{row[name]:.{digits}}" for name, digits in (("auroc", "3f"), ("average_precision", "3f"), ("base_rate", "2g"))]
         numbers += [percent(row["fpr_at_tpr_0.95"]), "" if row["f1_own"] is None else f"{row['f1_own']:.2f}"]
-        names = [escape(group.key[0]), escape(group.key[1]) + remark(group, plain), escape(row["score"] or "")]
+        names = [escape(attacks[id(group)]), escape(group.key[1]) + remark(group, plain), escape(row["score"] or "")]
         lines.append(_line([*names, *numbers, count(row["n_dropped"]), percent(row["recall_dropped"]), count(row["n_poison_kept"]), percent(row["clean_lost"])]))
     return lines
 
@@ -159,25 +158,27 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
     if not others:
         return []
     if "clip+aug" not in defenses:
-        return ["There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here."]
+        return ["", "There is no `clip+aug` beside the augmented defenses, so what augmentation alone does cannot be seen here.", ""]
     # Corrected for all defenses that are compared, not for those shown alone, so that every table gives one p.
     compared, refused = compare(runs, "clip+aug")
     rows: dict[tuple[str, ...], dict[str, Comparison]] = {}
     for one in compared:
         rows.setdefault((one.attack, one.defense, one.scale, one.dataset, one.model), {})[one.metric] = one
-    several = len({key[2:] for key in rows}) > 1
+    attacks = attack_names([group for group in found if group.key in rows])
     lines = []
     for group in sorted((group for group in found if group.key in rows and group.key[1] in others), key=lambda group: (*group.key[2:], others.index(group.key[1]))):
         by_metric = rows[group.key]
         visible = [value for run in group.runs if not _whole_image(run) and (value := per_run(run, "trigger_visible_share")) is not None]
         cells = [_difference(by_metric[name]) if name in by_metric else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
-        attack = group.key[0] + (f" ({', '.join(group.key[2:])})" if several else "")
-        lines.append(_line([escape(attack), escape(group.key[1]), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)]))
+        lines.append(
+            _line([escape(attacks[id(group)]), escape(group.key[1]), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)])
+        )
+    notes = [f"- {escape(note)}" for note in refused]
     if not lines:
-        return []
+        return ["", "Nothing was compared with `clip+aug`:", "", *notes] if notes else []
     header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
     about = "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all defenses and attacks compared with it in that column):"
-    return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *(f"- {escape(note)}" for note in refused)]
+    return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *notes]
 
 
 def _processors(runs: Sequence[Run]) -> list[str]:

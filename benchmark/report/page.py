@@ -232,7 +232,7 @@ def _row(group: Group, number: int, controlled: Controlled, plain: Mapping[str, 
         asr["small"] = f"{asr['small']} n={row['asr_n']}".strip()
     texts = [
         {"text": text, "small": small, "sort": text, "numeric": False}
-        for text, small in ((row["attack"], kind_of_control(row["scale"])), (row["defense"] + remark(group, plain), ""), (f"{row['scale']}, {row['dataset']}", ""))
+        for text, small in ((row["attack"], kind_of_control(row["scale"])), (row["defense"] + remark(group, plain), ""), (f"{row['scale']}, {row['dataset']}, {row['model']}", ""))
     ]
     poisoned = number_of(row["n_poison"], f"{shown_count(row['n_poison'])} of {row['n_pairs']:,}" if row["n_poison"] is not None else "")
     took = spent(group)
@@ -262,11 +262,11 @@ def _doses(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if any(point.n_poison > 0 for point in curve.points):
             by_attack.setdefault((curve.attack, curve.scale, curve.dataset, curve.model), []).append(curve)
     plotted = []
-    for (attack, scale, dataset, _), lines in by_attack.items():
+    for (attack, scale, dataset, model), lines in by_attack.items():
         for begin in range(0, len(lines), LINES_A_PLOT):
             part = lines[begin : begin + LINES_A_PLOT]
             names = [{"index": index, "name": line.defense, "note": _dose_note(line)} for index, line in enumerate(part)]
-            plotted.append({"svg": plots.dose(part), "title": f"{attack}: {scale}, {dataset} pairs", "lines": names})
+            plotted.append({"svg": plots.dose(part), "title": f"{attack}: {scale}, {dataset} pairs, {model}", "lines": names})
     return plotted
 
 
@@ -315,7 +315,7 @@ def _trades(shown: Sequence[Panel]) -> list[dict[str, Any]]:
                 plotted.append(
                     {
                         "svg": plots.pareto(attack, found),
-                        "title": f"{attack}: {panel.scale}, {panel.dataset} pairs",
+                        "title": f"{attack}: {panel.scale}, {panel.dataset} pairs, {panel.model}",
                         "note": BESIDE_NOTE if any(trade.beside for trade in found) else "",
                     }
                 )
@@ -333,7 +333,7 @@ def _attacks(found: Sequence[Group], pictures: Mapping[str, Pictures]) -> list[d
         if group.runs[0].record["poison"]["n_poison"]:
             by_attack.setdefault((group.key[0], *group.key[2:]), []).extend(group.runs)
     parts = []
-    for (name, scale, dataset, _), runs in by_attack.items():
+    for (name, scale, dataset, model), runs in by_attack.items():
         run = next((one for one in runs if pictures[one.record["run_id"]].found is not None), runs[0])
         poison = run.record["poison"]
         shown = pictures[run.record["run_id"]]
@@ -342,7 +342,7 @@ def _attacks(found: Sequence[Group], pictures: Mapping[str, Pictures]) -> list[d
         aims = f"; {'class' if len(targets) == 1 else 'classes'} wanted: {', '.join(targets[:20])}{' and more' if len(targets) > 20 else ''}" if targets else ""
         parts.append(
             {
-                "name": f"{name} ({scale}, {dataset} pairs, seed {run.seed})",
+                "name": f"{name} ({scale}, {dataset} pairs, {model}, seed {run.seed})",
                 "summary": summary + aims + ".",
                 "triggers": [", ".join(f"{key} {value}" for key, value in flat(spec) if value) for spec in (poison.get("triggers") or {}).values()],
                 "edits": [] if shown.found is None else [_edit(edit, shown) for edit in shown.found["edits"]],

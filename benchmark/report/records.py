@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from benchmark.errors import BenchError
 from benchmark.settings import SCHEMA
 
+_ABSENT = object()
 _NEEDED = {"schema", "run_id", "label", "resolved", "data", "poison", "cards", "metrics", "curve"}
 
 
@@ -69,6 +71,14 @@ class Run:
         return ", ".join(environment.get("devices", [])) or str(environment.get("processor", ""))
 
     @property
+    def made(self) -> float:
+        """When the run was made, in seconds since 1970; of runs that do not tell, when their folder was written, which a copy changes."""
+        try:
+            return datetime.fromisoformat(str(self.environment.get("made"))).timestamp()
+        except ValueError:
+            return self.folder.stat().st_mtime
+
+    @property
     def machine(self) -> str:
         """The hardware that the run was made on and its threads, for people."""
         threads = self.cost.get("threads", "unknown")
@@ -104,7 +114,7 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / "record.json"
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(), parse_constant=_refuse)
         cost = json.loads((folder / "cost.json").read_text()) if (folder / "cost.json").is_file() else {}
         whole = record.keys() >= _NEEDED
     except (OSError, ValueError, AttributeError):
@@ -127,7 +137,7 @@ def select(runs: Sequence[Run], attacks: Sequence[str] = (), defenses: Sequence[
     """
     conditions = [_condition(text) for text in where]
     for key, _ in conditions:
-        if runs and all(_lookup(run.record["resolved"], key) is None for run in runs):
+        if runs and all(_lookup(run.record["resolved"], key) is _ABSENT for run in runs):
             raise BenchError(f"no run here has a setting {key!r}; `resolved` in a record lists them, for instance train.epochs or attack.rate")
     chosen = []
     for run in runs:
@@ -144,7 +154,7 @@ def superseded(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         for kind in ("attack", "defense"):
             plugin = run.record["resolved"][kind]
             if plugin["file"]:
-                stamp = (run.folder.stat().st_mtime, plugin["source"])
+                stamp = (run.made, plugin["source"])
                 key = (kind, plugin["name"])
                 newest[key] = max(newest.get(key, stamp), stamp)
     kept, lines = [], []
@@ -155,6 +165,10 @@ def superseded(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         else:
             kept.append(run)
     return kept, lines
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _number(value: Any) -> float | None:
@@ -179,6 +193,7 @@ def _lookup(settings: dict[str, Any], key: str) -> Any:
     value: Any = settings
     for part in key.split("."):
         if not isinstance(value, dict):
-            return None
-        value = value.get(part, value.get("options", {}).get(part) if isinstance(value.get("options"), dict) else None)
+            return _ABSENT
+        options = value.get("options")
+        value = value.get(part, options.get(part, _ABSENT) if isinstance(options, dict) else _ABSENT)
     return value

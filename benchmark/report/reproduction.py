@@ -21,6 +21,7 @@ from benchmark.report.controls import without_controls
 from benchmark.report.markdown import escape, percent
 from benchmark.report.records import Run, load
 from benchmark.report.tables import Group, groups, interval_of, interval_of_entry, mean_of, per_run
+from benchmark.stages import write_atomically
 
 _BLOCK = re.compile(r"(<!-- (claims|ablation|coverage|sets): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -192,4 +193,4 @@ def _bracket(interval: Interval) -> str:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        Path(argument).write_text(filled(Path(argument).read_text(encoding="utf-8"), Path("results")), encoding="utf-8")
+        write_atomically(Path(argument), filled(Path(argument).read_text(encoding="utf-8"), Path("results")).encode())

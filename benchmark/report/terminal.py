@@ -13,7 +13,7 @@ from rich.text import Text
 
 from benchmark.evaluate.statistics import Interval, wilson
 from benchmark.grid import Expected
-from benchmark.report.controls import kind_of_control, without_controls
+from benchmark.report.controls import attack_names, without_controls
 from benchmark.report.judged import sections
 from benchmark.report.markdown import percent
 from benchmark.report.records import Run
@@ -36,10 +36,12 @@ def print_outcomes(outcomes: Sequence[Any], console: Console | None = None) -> N
         table.add_column(name, overflow="fold", min_width=10)
     for name in ("seeds", "poison", "ASR [95 %]", "n", "floor", "zero-shot", "probe"):
         table.add_column(name, justify="right", no_wrap=True)
-    for group in groups(runs)[0]:
-        table.add_row(*(Text(cell) for cell in _row(group)))
+    found = groups(runs)[0]
+    attacks = attack_names(found)
+    for group in found:
+        table.add_row(*(Text(cell) for cell in _row(group, attacks[id(group)])))
     console.print(table)
-    for section in sections(groups(runs)[0]):
+    for section in sections(found):
         console.print(Text(f"\n{section.title}"))
         for row in section.rows:
             cells = [f"{name} {cell}" for name, cell in zip(section.header[2:], row[2:], strict=True) if cell and name != "seeds"]
@@ -69,7 +71,7 @@ def _with_bracket(value: float | None, interval: Interval) -> str:
     return percent(value) + bracket
 
 
-def _row(group: Any) -> list[str]:
+def _row(group: Any, attack: str) -> list[str]:
     runs = group.runs
     values = {name: [per_run(run, name) for run in runs] for name in ("asr", "asr_floor", "zero_shot_acc1", "linear_probe_acc1")}
     means = {name: sum(v for v in found if v is not None) / len(found) if all(v is not None for v in found) else None for name, found in values.items()}
@@ -80,9 +82,8 @@ def _row(group: Any) -> list[str]:
         n = str(sum(entry["n"] for entry in runs[0].values("asr")))
     poison = runs[0].record["poison"]
     share = f"{100 * poison['poison_rate']:.2f} %" if poison["n_poison"] else "0"
-    control = kind_of_control(group.key[2])
     return [
-        f"{group.key[0]} ({control})" if control else group.key[0],
+        attack,
         group.key[1],
         str(len(runs)),
         share,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from benchmark.evaluate.recompute import recomputed
 from benchmark.evaluate.recompute_rows import of_rows
 from benchmark.evaluate.statistics import TARGET_IMAGES, wilson
 from benchmark.report.comparisons import against
+from benchmark.report.dose import fitted
 from benchmark.report.markdown import to_markdown
 from benchmark.report.records import Run, load, superseded
 from benchmark.report.tables import kind_of_interval, to_csv
@@ -96,6 +98,7 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
         problems.append(broken)
     if digest(record["resolved"])[:12] != record["run_id"] or run.folder.name != record["run_id"]:
         problems.append(f"the run id {record['run_id']} is not that of the folder and of the settings ({digest(record['resolved'])[:12]})")
+    problems += _label_problems(record)
     problems += [f"card {name} has other content than its hash says" for name, card in record["cards"].items() if digest(card)[:16] != name]
     try:
         tables = read_predictions(run.folder)
@@ -117,13 +120,33 @@ def verify_run(run: Run) -> tuple[list[str], int, list[str]]:
         n_done += 1
         if entry["value"] is None:
             problems.append(f"{name} has no value in the record and {again.value:.6g} by the saved predictions")
-        elif abs(again.value - entry["value"]) > again.tolerance:
+        elif not abs(again.value - entry["value"]) <= again.tolerance:  # NaN too
             problems.append(f"{name} is {entry['value']:.6g} in the record and {again.value:.6g} by the saved predictions")
         if again.n is not None and (again.n, again.units) != (entry["n"], entry["units"]):
             problems.append(f"{name} is over {entry['n']} {entry['units']} in the record and over {again.n} {again.units} by the saved predictions")
     recorded = {(entry["name"], entry["of"]) for entry in record["metrics"]}
     problems += [f"{name}/{of} is missing in the record and {again.value:.6g} by the saved predictions" for (name, of), again in known.items() if (name, of) not in recorded]
     return problems + _curve_problems(record) + _poison_problems(record), n_done, missing
+
+
+def _label_problems(record: dict[str, Any]) -> list[str]:
+    """Where the labels that a table shows are not those of the settings."""
+    label, resolved = record["label"], record["resolved"]
+    controls = ("+sham" if resolved.get("sham") else "") + ("+clean" if resolved.get("clean_model") else "")
+    wanted = {"attack": _named(label["attack"], resolved["attack"], ""), "dataset": resolved["dataset"], "model": resolved["model"]["name"]}
+    if record.get("checkpoint") is None:
+        wanted["defense"] = _named(label["defense"], resolved["defense"], "+aug" if resolved["augmented"] else "")
+    found = {name: re.sub(r"@[0-9a-f]{6}", "", label[name], count=1) for name in wanted}
+    wanted["scale"] = resolved["scale"] + controls
+    found["scale"] = re.sub(r"\[.*\]", "", label["scale"], flags=re.DOTALL)
+    return [f"the label says {name} {found[name]}, and the settings {value}" for name, value in wanted.items() if found[name] != value]
+
+
+def _named(label: str, plugin: dict[str, Any], suffix: str) -> str:
+    """A plugin's label with these settings that names the same options as the given one."""
+    options = re.findall(r"(?:^|,)(\w+)=", label.partition("[")[2])
+    inside = ",".join(f"{name}={plugin['options'].get(name)}" for name in options)
+    return f"{plugin['name']}{suffix}{f'[{inside}]' if inside else ''}"
 
 
 def _poison_problems(record: dict[str, Any]) -> list[str]:
@@ -147,19 +170,24 @@ def _curve_problems(record: dict[str, Any]) -> list[str]:
     if not record["curve"] or record["curve"][-1]["epoch"] != max(point["epoch"] for point in record["curve"]):
         return []
     last = record["curve"][-1].get("metrics", {})
+    if not last:
+        return []
     pairs = [(f"{entry['name']}/{entry['of']}", entry["value"]) for entry in record["metrics"]]
     names = {name for name, _ in pairs}
     lost = [f"{name} is {value} at the last epoch of the curve and not among the metrics" for name, value in last.items() if name.startswith(_IN_BOTH) and name not in names]
+    lost += [f"{name} is {value} among the metrics and not at the last epoch of the curve" for name, value in pairs if name.startswith(_IN_BOTH) and name not in last]
     return lost + [
         f"{name} is {last[name]} at the last epoch of the curve and {value} among the metrics"
         for name, value in pairs
-        if name in last and ((last[name] is None) != (value is None) or (value is not None and abs(last[name] - value) > 1e-6))
+        if name in last and ((last[name] is None) != (value is None) or (value is not None and not abs(last[name] - value) <= 1e-6))
     ]
 
 
 def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["value"] is None:
         return []
+    if (entry["low"] is None) != (entry["high"] is None):
+        return [f"{name} has one end of an interval alone"]
     if entry["low"] is None and entry["units"] != TARGET_IMAGES and (entry["name"] in _RATES or entry["name"].startswith("asr_top")):
         return [f"{name} has no interval, and is a rate over {entry['n']} {entry['units']}"]
     if not kind_of_interval(entry).startswith("Wilson"):
@@ -167,7 +195,7 @@ def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
         outside = entry["low"] is not None and not -1e-9 <= entry["low"] <= entry["value"] + 1e-9 <= entry["high"] + 2e-9 <= 1 + 4e-9
         return [f"{name} is {entry['value']:.6g} and has the interval [{entry['low']:.4g}, {entry['high']:.4g}], which does not contain it"] if outside else []
     low, high = wilson(entry["value"] * entry["n"], entry["n"])
-    if max(abs(low - entry["low"]), abs(high - entry["high"])) <= 1e-9:
+    if abs(low - entry["low"]) <= 1e-9 and abs(high - entry["high"]) <= 1e-9:
         return []
     return [f"{name} has the interval [{entry['low']:.4g}, {entry['high']:.4g}], Wilson's over {entry['n']} {entry['units']} is [{low:.4g}, {high:.4g}]"]
 
@@ -177,6 +205,8 @@ def _tables(results: Path, runs: Sequence[Run]) -> list[tuple[Path, str]]:
     found = [(results / name, text) for name, text in (("table.md", to_markdown(runs)), ("table.csv", to_csv(wide_table(runs)))) if (results / name).is_file()]
     for path in sorted(results.glob("against-*.csv")):
         found.append((path, to_csv(against(runs, path.stem.removeprefix("against-"))[0])))
+    if (results / "fit.md").is_file():
+        found.append((results / "fit.md", fitted(runs, "dose", "md")))
     return found
 
 
