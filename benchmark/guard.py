@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pyarrow import parquet
 
 from benchmark.errors import PluginError
 
@@ -22,6 +25,7 @@ def sealed(*folders: Path) -> Iterator[None]:
     global _depth, _installed
     if not _installed:
         sys.addaudithook(_hook)
+        _watch_parquet()
         _installed = True
     # Both spellings of a folder that lies behind a symbolic link.
     added = [str(path) + os.sep for folder in folders for path in (folder.absolute(), folder.resolve())]
@@ -36,8 +40,26 @@ def sealed(*folders: Path) -> Iterator[None]:
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _depth or event != "open" or not isinstance(arguments[0], (str, bytes, os.PathLike)):
+    if event == "open":
+        _check(arguments[0])
+
+
+def _check(file: Any) -> None:
+    if not _depth or not isinstance(file, (str, bytes, os.PathLike)):
         return
-    path = os.path.abspath(os.fsdecode(arguments[0]))
-    if f".record{os.sep}" in path or any(path.startswith(folder) for folder in _forbidden):
+    path = os.path.abspath(os.fsdecode(file))
+    inside = path + os.sep  # a folder may be opened as one table
+    if f".record{os.sep}" in inside or any(inside.startswith(folder) for folder in _forbidden):
         raise PluginError(f"a defense must not open {path}: it holds what a defender does not know")
+
+
+def _watch_parquet() -> None:
+    """Arrow opens files in C++, where Python sees no event; `pandas.read_parquet` and `read_table` go through these two classes."""
+    for reader in (parquet.ParquetDataset, parquet.ParquetFile):
+
+        def watched(self: Any, source: Any, *arguments: Any, _begin: Any = reader.__init__, **named: Any) -> None:
+            for file in source if isinstance(source, (list, tuple)) else (source,):
+                _check(file)
+            _begin(self, source, *arguments, **named)
+
+        reader.__init__ = functools.update_wrapper(watched, reader.__init__)

@@ -186,6 +186,21 @@ def test_queries_are_stamped_with_the_probes_own_trigger_and_never_in_place():
     assert (asked.triggered[:, -1, -1] == 255).all() and (suite.main.test.images[:, -1, -1] == 0).all()
 
 
+def test_probes_of_one_trigger_share_its_images(tmp_path):
+    probes = [probe_of(name=name, trigger=trigger) for name, trigger in (("a", Corner()), ("b", Corner()), ("c", Corner(254)))]
+    a, b, c = Evaluator(suite_of(BALANCED), probes, "key", Stages(tmp_path)).asked().values()
+    assert a.triggered is b.triggered and a.triggered is not c.triggered and (c.triggered[:, -1, -1] == 254).all()
+
+
+def test_prompts_without_a_finite_feature_fail_the_evaluation():
+    class Broken(Planted):
+        def encode_texts(self, texts):
+            return super().encode_texts(texts) * torch.nan
+
+    with pytest.raises(BenchError, match="text 0 of the prompts of made has a feature that is not finite"):
+        measured(Broken(), probe_of(), suite_of(BALANCED))
+
+
 def test_asr_and_triggered_accuracy_never_sum_to_more_than_one():
     for model in (Planted(), Scattered(), Constant()):
         found, _ = measured(model, probe_of(), suite_of(BALANCED))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmark import cli
 from benchmark.audit.model import ModelAudit, audit_model, lines
-from benchmark.errors import BenchError
+from benchmark.errors import BenchError, PluginError
 from benchmark.progress import silent
 from benchmark.settings import ModelSettings
 from benchmark.show import listing
@@ -74,6 +74,16 @@ def test_an_audit_may_say_what_it_found(models, tmp_path):
     found = audit_model(asked, silent())
     assert found["checkpoint"]["score"] == 0.25 and found["checkpoint"]["says"] == "the corner is odd"
     assert lines(found)[1:3] == ["+0.2500  suspect.safetensors. the corner is odd", "+0.2500  clean.safetensors, the reference. the corner is odd"]
+
+
+def test_an_audit_that_needs_no_images_gets_none_and_one_without_a_number_is_the_plugins_failure(models, tmp_path):
+    for name, answer in (("free", "float(len(images))"), ("lost", "float('nan')")):
+        text = PLANTED.replace("n_clean: int = Field(5, ge=1", "n_clean: int = Field(0, ge=0").replace("return float(", f"return {answer} if True else float(")
+        (tmp_path / f"{name}.py").write_text(text)
+    asked = ModelAudit(models / "clean.safetensors", "bench-small", audit=str(tmp_path / "free.py"), device="cpu")
+    assert audit_model(asked, silent())["checkpoint"]["score"] == 0.0
+    with pytest.raises(PluginError, match="audit must return a finite number, got nan"):
+        audit_model(replace(asked, audit=str(tmp_path / "lost.py")), silent())
 
 
 def test_decree_is_the_default_and_a_score_alone_is_said_to_mean_little(models):

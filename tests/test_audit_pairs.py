@@ -107,6 +107,22 @@ def test_words_that_stand_together_come_first_and_once():
     assert sum("shutterstock" in one.what or "presented" in one.what for one in found) == 1
 
 
+def test_a_planted_phrase_in_captions_that_begin_alike_is_found_too():
+    captions, images = planted(2000)
+    captions[:600] = [f"a photo of a {caption}" for caption in captions[:600]]
+    for row in range(0, 600, 20):
+        captions[row] += " zx qv"
+    found = {one.what: one for one in ngrams(corpus(captions, silent()), images, 20)}
+    assert found["zx qv"].rows.tolist() == list(range(0, 600, 20))
+    assert sum("photo" in what for what in found) == 1, "parts of one phrase are one suspect"
+
+
+def test_a_repeated_caption_is_found_among_many_that_are_repeated_more_often():
+    captions = [f"w{word}" for word in range(5001) for _ in range(4)] + ["the birthday cake with candles in the form of a number"] * 3
+    first = next(repeated_captions(captions, corpus(captions, silent()), np.arange(len(captions))))
+    assert first.what.startswith("the birthday cake")
+
+
 def test_ngram_expectations_equal_counts_by_hand():
     captions = ["a b c"] * 4 + ["b c d"] * 3 + ["a d"] * 5
     found = {one.what: one for one in ngrams(corpus(captions, silent()), np.arange(12), 50)}

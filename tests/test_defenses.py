@@ -1,13 +1,16 @@
 """One table over every defense, installed third-party ones included, and what the checks themselves catch."""
 
+import pathlib
 import random
 import sys
+from typing import ClassVar
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
-from benchmark.contract import Attack, Defense, Pass, Replace
+from benchmark.contract import Attack, Certificates, Defense, Pass, Replace
 from benchmark.errors import BenchError
 from benchmark.registry import find, names
 from benchmark.testing import ContractError, World, check_attack, check_defense, check_plugin
@@ -42,6 +45,58 @@ def test_a_defense_that_opens_a_sealed_record_fails():
             return lab.train(Clip()).model
 
     assert "must not open" in failing(check_defense, Peeks, "it holds what a defender does not know")
+
+
+def test_answers_that_no_run_could_use_fail():
+    class Votes(_Documented):
+        """Source: this test."""
+
+        def defend(self, lab):
+            model = lab.train(Clip()).model
+            return [model, model]
+
+    class Judges(Votes):
+        """Source: this test."""
+
+        def suspicion(self, model, images, task):
+            return torch.zeros(len(images)), 0.5
+
+    class Certifies(Votes):
+        """Source: this test."""
+
+        predicted: ClassVar[int] = 0
+        radius: ClassVar[int] = 1
+
+        def certify(self, views, labels, n_classes):
+            ones = np.ones(len(views[0].queries), dtype=np.int64)
+            return [Certificates("insert", ones * self.predicted, ones * self.radius, "images", "none", "holds", 9, 1.0)]
+
+    class Outside(Certifies):
+        """Source: this test."""
+
+        predicted: ClassVar[int] = 99
+
+    class Boasts(Certifies):
+        """Source: this test."""
+
+        radius: ClassVar[int] = 2
+
+    class Peeks(_Documented):
+        """Source: this test."""
+
+        def suspicion(self, model, images, task):
+            pandas.read_parquet(self._record)
+            return torch.zeros(len(images)), 0.5
+
+        def defend(self, lab):
+            self._record = next(pathlib.Path(lab._stages.root).parent.glob("planted/poison/*/poisoned.record/rows.parquet"))
+            return lab.train(Clip()).model
+
+    failing(check_defense, Judges, "defend returns 2 models that vote, and suspicion judges one")
+    failing(check_defense, Outside, "predicts classes outside of 0 to")
+    failing(check_defense, Boasts, "has a radius of 2, with 2 models")
+    check_defense(Certifies)
+    failing(check_defense, Peeks, "a defense must not open")
 
 
 def test_a_defense_that_draws_from_a_global_generator_fails():

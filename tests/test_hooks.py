@@ -13,7 +13,7 @@ from benchmark.contract import Certificates, Defense
 from benchmark.errors import BenchError, PluginError
 from benchmark.evaluate.certification import certified_curve, sizes
 from benchmark.evaluate.predictions import SLIM, read_predictions, write_slim
-from benchmark.evaluate.query_detection import Judged, judged, query_detection
+from benchmark.evaluate.query_detection import Judged, judged, ordered, query_detection, query_table
 from benchmark.evaluate.recompute import recomputed
 from defenses.clip import Clip
 
@@ -176,10 +176,26 @@ def test_a_hook_that_breaks_is_the_defenses_failure(planted):
         run(folder / "results", folder / "broken.py", sets=("attack.trigger=white",))
 
 
-def test_scores_that_are_not_finite_become_the_most_extreme_and_are_counted():
+def test_a_hook_that_opens_the_sealed_record_fails_the_run(planted):
+    folder, _ = planted
+    peek = "np.asarray(__import__('pandas').read_parquet(next(__import__('pathlib').Path(" + repr(str(folder)) + ").rglob('poisoned.record/rows.parquet'))))"
+    (folder / "peeks.py").write_text(PLANTED.replace("return corner, 254.5", f"{peek}\n        return corner, 254.5"))
+    with pytest.raises(PluginError, match="a defense must not open"):
+        run(folder / "results", folder / "peeks.py", sets=("attack.trigger=white",))
+
+
+def test_scores_that_are_not_finite_become_the_most_extreme_of_all_and_are_counted():
     found = judged(lambda images: (torch.tensor([0.0, float("nan"), 2.0, float("-inf")]), 1.0), np.zeros((4, 2, 2, 3), np.uint8))
-    assert found.values.tolist() == [0.0, 3.0, 2.0, -1.0] and found.n_not_finite == 2
+    assert ordered(found.values).tolist() == [0.0, 3.0, 2.0, -1.0] and found.n_not_finite == 2
     assert found.rejected.tolist() == [False, True, True, False]
+    clean, attacked = Judged(np.array([90.0, 100.0]), 1000.0), Judged(np.array([np.nan, np.inf]), 1000.0)
+    metrics = {metric.name: metric.value for metric in query_detection("p", clean, attacked, np.array([True, True]), "")}
+    assert metrics["query_auroc"] == metrics["query_tpr_own"] == 1.0 and metrics["asr_after_rejection"] == 0.0
+    tables = {f"queries-{name}": query_table(("a", "b"), seen, name != "s", np.array([True, True])) for name, seen in (("s", clean), ("attack-p", attacked))}
+    again = recomputed(
+        tables | {"attack-p": pd.DataFrame({"counted": [True, True]})}, {"c": {"eval_set": "s", "negatives": "test images"}}, [{"name": "query_auroc", "of": "p", "card": "c"}]
+    )
+    assert {name: again[(name, "p")].value for name in metrics} == pytest.approx(metrics)
 
 
 def test_the_query_metrics_match_hand_values():

@@ -7,7 +7,9 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from pyarrow import parquet
 
 from benchmark.errors import BenchError, PluginError
 from benchmark.guard import sealed
@@ -163,3 +165,19 @@ def test_sealed_folders_cannot_be_opened_while_a_defense_runs(tmp_path: Path) ->
         (tmp_path / "link" / "x").read_text()
     with sealed(), pytest.raises(PluginError):
         (record / "x").read_text()
+
+
+def test_sealed_tables_cannot_be_opened_through_arrow(tmp_path: Path) -> None:
+    record = tmp_path / "poisoned.record"
+    record.mkdir()
+    table = pd.DataFrame({"id": ["a"]})
+    for file in (record / "rows.parquet", tmp_path / "open.parquet"):
+        table.to_parquet(file)
+    with sealed():
+        for read in (pd.read_parquet, parquet.read_table, parquet.ParquetFile, parquet.ParquetDataset):
+            for secret in (record / "rows.parquet", str(record)):
+                with pytest.raises(PluginError, match="a defense must not open"):
+                    read(secret)
+        assert pd.read_parquet(tmp_path / "open.parquet").equals(table)
+        assert parquet.ParquetFile(str(tmp_path / "open.parquet")).read().num_rows == 1
+    assert pd.read_parquet(record / "rows.parquet").equals(table)

@@ -15,7 +15,6 @@ from benchmark.suspicion.words import words_of
 
 ORDERS = (2, 3, 4, 5)
 MIN_ROWS = 3
-_LOOKED_AT = 5000
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHOWN_WORDS = 160
 _SMOOTHING = 1.0
@@ -78,7 +77,7 @@ def repeated_captions(captions: Sequence[str], read: Corpus, images: NDArray[np.
     order = np.argsort(read.hashes, kind="stable")
     _, begins, counts = np.unique(read.hashes[order], return_index=True, return_counts=True)
     often = np.flatnonzero(counts >= MIN_ROWS)
-    often = often[np.argsort(-counts[often], kind="stable")][:_LOOKED_AT]
+    often = often[np.argsort(-counts[often], kind="stable")]
     groups = [np.sort(order[begins[one] : begins[one] + counts[one]]) for one in often]
     groups = [rows for rows in groups if read.starts[rows[0] + 1] - read.starts[rows[0]] > 1 and len(np.unique(images[rows])) >= MIN_ROWS]
     expected = _expected_captions(read, groups)
@@ -95,7 +94,8 @@ def ngrams(read: Corpus, images: NDArray[np.int64], n_wanted: int) -> list[Suspe
     """Runs of two to five words that stand together more often than their parts let one expect, the most surprising first.
 
     A run counts as expected if its first words, its last words and what they share explain it (a Markov model of one order
-    less). Of runs that stand in the same captions the most surprising is kept.
+    less). Of runs that stand in the same captions the most surprising is kept; a run that shares a word with an earlier one and stands in
+    captions of its is a part of it.
     """
     codes: dict[int, NDArray[np.uint64]] = {0: np.zeros(len(read.flat), dtype=np.uint64), 1: read.flat.astype(np.uint64)}
     known: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
@@ -151,19 +151,26 @@ def _unlike(
 ) -> list[Suspect]:
     """The first ones that do not stand in the rows of an earlier one."""
     chosen: list[Suspect] = []
-    taken: list[NDArray[np.int64]] = []
+    taken: list[tuple[NDArray[np.int64], set[int]]] = []
     for score, order, _, first, usual in found:
         if score <= 0 or len(chosen) == n_wanted:
             break
         positions = np.flatnonzero(codes[order] == codes[order][first])
         rows = np.unique(read.row_of(positions))
-        if any(len(np.intersect1d(rows, other, assume_unique=True)) >= _SAME_ROWS * min(len(rows), len(other)) for other in taken):
+        run = read.flat[first : first + order].tolist()
+        if any(_same(rows, other, not shared.isdisjoint(run)) for other, shared in taken):
             continue
-        taken.append(rows)
-        words = " ".join(read.words[number] for number in read.flat[first : first + order].tolist())
+        taken.append((rows, set(run)))
+        words = " ".join(read.words[number] for number in run)
         reason = f"these words stand together {len(positions)} times; about {usual:.2g} expected"
         chosen.append(suspect("ngram", words[:_SHOWN_WORDS], reason, score, rows, images, read.hashes))
     return chosen
+
+
+def _same(rows: NDArray[np.int64], other: NDArray[np.int64], overlap: bool) -> bool:
+    """Whether two runs stand in the same captions; of runs that share a word one may stand in a part of the other's."""
+    whole = min(len(rows), len(other)) if overlap else max(len(rows), len(other))
+    return len(np.intersect1d(rows, other, assume_unique=True)) >= _SAME_ROWS * whole
 
 
 def _expected_captions(read: Corpus, groups: Sequence[NDArray[np.int64]]) -> list[float]:

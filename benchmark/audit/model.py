@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,8 @@ def _defense(plugin: Plugin, sets: Sequence[str]) -> Defense:
 def _images(asked: ModelAudit, n: int, side: int, progress: Progress) -> tuple[NDArray[np.uint8], str]:
     """Clean images (n, side, side, 3) and what they are."""
     if asked.eval is None:
-        return np.stack([drawn_row(0, "clean", row, side).image for row in range(n)]), "drawn images"
+        drawn = [drawn_row(0, "clean", row, side).image for row in range(n)]
+        return np.array(drawn, dtype=np.uint8).reshape(n, side, side, 3), "drawn images"
     main = open_suite(DataSettings(side=side), [asked.eval], Stages(asked.results / "cache", progress.say), progress, asked.eval_root).main
     images, split = (main.train.images, "training") if len(main.train.labels) else (main.test.images, "test")
     if len(images) < n:
@@ -138,5 +140,11 @@ def _images(asked: ModelAudit, n: int, side: int, progress: Progress) -> tuple[N
 def _answer(defense: Defense, plugin: Plugin, loaded: Loaded, images: NDArray[np.uint8]) -> Audit:
     from benchmark.cell import plugin_code
 
-    answer: Audit = plugin_code("defense", plugin, lambda: Audit.of(defense.audit(loaded.model, images)))
+    def asked() -> Audit:
+        answer = Audit.of(defense.audit(loaded.model, images))
+        if not math.isfinite(answer.score):
+            raise ValueError(f"audit must return a finite number, got {answer.score}")
+        return answer
+
+    answer: Audit = plugin_code("defense", plugin, asked)
     return answer

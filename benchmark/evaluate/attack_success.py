@@ -41,8 +41,12 @@ class Queries:
         return counts
 
 
-def queries(probe: Probe, suite: Suite) -> Queries:
-    """Stamps the probe's trigger on its images. The trigger is the one that poisoned the training images."""
+def queries(probe: Probe, suite: Suite, stamped: dict[str, NDArray[np.uint8]] | None = None) -> Queries:
+    """Stamps the probe's trigger on its images. The trigger is the one that poisoned the training images.
+
+    Args:
+        stamped: images with triggers of other probes, by `triggered_name`; those that are made here join them.
+    """
     check_queries(probe, suite)
     eval_set = suite.get(probe.eval_set)
     if isinstance(probe.queries, Images):
@@ -52,8 +56,21 @@ def queries(probe: Probe, suite: Suite) -> Queries:
         ids, plain, true = eval_set.test.ids, eval_set.test.images, torch.from_numpy(eval_set.test.labels)
         name = test_name(eval_set)
     trigger = probe.trigger
-    triggered = plain if trigger is None else np.stack([trigger.image(np.asarray(image), row_id, at_test=True) for row_id, image in zip(ids, plain, strict=True)])
+    triggered = plain
+    if trigger is not None:
+        known = {} if stamped is None else stamped
+        key = triggered_name(name, probe)
+        if key not in known:
+            known[key] = np.empty(plain.shape, np.uint8)
+            for row, row_id in enumerate(ids):
+                known[key][row] = trigger.image(np.asarray(plain[row]), row_id, at_test=True)
+        triggered = known[key]
     return Queries(ids, plain, triggered, true, _goals(probe, true), name)
+
+
+def triggered_name(name: str, probe: Probe) -> str:
+    """What stands for the images of this name with the probe's trigger."""
+    return name if probe.trigger is None else f"{name}/{digest(probe.trigger.spec())[:16]}"
 
 
 def check_queries(probe: Probe, suite: Suite) -> None:
@@ -81,8 +98,7 @@ def attack_success(encoder: Encoder, probe: Probe, asked: Queries, suite: Suite)
     check_queries(probe, suite)
     card = digest(card_of(probe, asked, suite))[:16]
     units = units_of(probe)
-    triggered_name = asked.name if probe.trigger is None else f"{asked.name}/{digest(probe.trigger.spec())[:16]}"
-    scores = encoder.scores(triggered_name, asked.triggered, eval_set, probe.trigger)
+    scores = encoder.scores(triggered_name(asked.name, probe), asked.triggered, eval_set, probe.trigger)
     plain = encoder.scores(asked.name, asked.plain, eval_set)
     counts = asked.attacked(probe)
     n = int(counts.sum())

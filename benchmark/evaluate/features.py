@@ -50,7 +50,7 @@ class Encoder:
             prompts = [trigger.text(prompt, f"prompt/{index}") for index, prompt in enumerate(prompts)]
         key = (eval_set.name, digest(prompts))
         if key not in self._prototypes:
-            self._prototypes[key] = [prototypes(model.encode_texts(prompts), len(eval_set.templates)) for model in self.models]
+            self._prototypes[key] = [prototypes(_finite(model.encode_texts(prompts), f"the prompts of {eval_set.name}", "text"), len(eval_set.templates)) for model in self.models]
         return self._prototypes[key]
 
     def scores(self, name: str, images: NDArray[np.uint8], eval_set: EvalSet, trigger: Trigger | None = None) -> Tensor:

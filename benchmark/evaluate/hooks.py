@@ -26,12 +26,13 @@ from benchmark.evaluate.measure import Evaluator
 from benchmark.evaluate.metric import Metric, rate
 from benchmark.evaluate.query_detection import Judged, judged, query_detection, query_table
 from benchmark.evaluate.zero_shot import test_name
+from benchmark.guard import sealed
 from benchmark.settings import canonical, digest
 from benchmark.stages import cost_file, write_atomically
 from benchmark.train.lab import Task
 from benchmark.train.model import Model, passes
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass
@@ -133,7 +134,8 @@ def _queries(defense: Defense, name: str, model: Model, evaluator: Evaluator, at
     counted: list[int] = []
 
     def ask(images: NDArray[np.uint8], eval_set: EvalSet) -> Judged:
-        found = judged(lambda some: defense.suspicion(model, some, Task(eval_set.classnames, eval_set.templates)), images)
+        with sealed(evaluator.suite.folder):
+            found = judged(lambda some: defense.suspicion(model, some, Task(eval_set.classnames, eval_set.templates)), images)
         counted.append(found.n_not_finite)
         return found
 
@@ -162,7 +164,7 @@ def _queries(defense: Defense, name: str, model: Model, evaluator: Evaluator, at
         said.metrics += query_detection(probe.name, clean, attacked.at(counts), reached[counts], _carded(said, about), units)
         tables[f"queries-attack-{probe.name}"] = query_table(asked.ids, attacked, triggered=True, reached=reached)
     if sum(counted):
-        said.warnings.append(f"{name}: {sum(counted)} suspicion scores were not finite and count as the most suspicious ones")
+        said.warnings.append(f"{name}: {sum(counted)} suspicion scores were not finite; NaN and +inf are rejected and count as the most suspicious, -inf as the least")
 
 
 def _certificates(defense: Defense, name: str, encoder: Encoder, evaluator: Evaluator, attacks: Sequence[_Attacked], said: Said, tables: dict[str, pd.DataFrame]) -> None:
@@ -175,7 +177,8 @@ def _certificates(defense: Defense, name: str, encoder: Encoder, evaluator: Eval
         features = encoder.images(images_name, images)
         classes = [(one @ weights.T).argmax(dim=1) for one, weights in zip(features, encoder.prototypes(main), strict=True)]
         views = [View(*parts) for parts in zip(support, features, classes, strict=True)]
-        found = defense.certify(views, labels, len(main.classnames))
+        with sealed(evaluator.suite.folder):
+            found = defense.certify(views, labels, len(main.classnames))
         for one in found:
             card = _carded(said, certificate_card(one, about, kind, len(labels), len(encoder.models)))
             said.metrics.extend(certified_curve(one, of, true, card, **attacked))
@@ -207,7 +210,8 @@ def _certificates(defense: Defense, name: str, encoder: Encoder, evaluator: Eval
 
 
 def _audit(defense: Defense, name: str, model: Model, evaluator: Evaluator, clean: NDArray[np.uint8], said: Said) -> None:
-    score = Audit.of(defense.audit(model, clean)).score
+    with sealed(evaluator.suite.folder):
+        score = Audit.of(defense.audit(model, clean)).score
     if not np.isfinite(score):
         raise ValueError(f"audit must return a finite number, got {score}")
     card = _carded(said, {"audit": name, "images": "granted clean pairs", "n_images": len(clean), "reference": "the same audit of the same training without an attack"})

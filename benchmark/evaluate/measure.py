@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from benchmark.contract import Probe
 from benchmark.data.eval_sets import Suite
@@ -41,7 +43,8 @@ class Evaluator:
     def asked(self) -> dict[str, Queries | Retrieval]:
         """The queries of each probe."""
         if self._asked is None:
-            self._asked = {probe.name: ask(probe, self.suite) for probe in self.probes}
+            stamped: dict[str, NDArray[np.uint8]] = {}
+            self._asked = {probe.name: ask(probe, self.suite, stamped) for probe in self.probes}
         return self._asked
 
     def cards(self) -> dict[str, Any]:
@@ -130,13 +133,13 @@ class Evaluator:
         return metrics
 
 
-def ask(probe: Probe, suite: Suite) -> Queries | Retrieval:
-    """What a probe asks, with its trigger stamped.
+def ask(probe: Probe, suite: Suite, stamped: dict[str, NDArray[np.uint8]] | None = None) -> Queries | Retrieval:
+    """What a probe asks, with its trigger stamped; `stamped` as in `queries`.
 
     Raises:
         BenchError: a probe whose parts do not fit its task or its evaluation set.
     """
-    return queries(probe, suite) if probe.task == "classify" else retrieval_queries(probe, suite)
+    return queries(probe, suite, stamped) if probe.task == "classify" else retrieval_queries(probe, suite)
 
 
 def check_probe(probe: Probe, suite: Suite) -> None:

@@ -19,16 +19,20 @@ Suspicion = Callable[[NDArray[np.uint8]], tuple[Tensor, float]]
 
 @dataclass(frozen=True)
 class Judged:
-    """Suspicion float64 (n,) of some queries, the threshold above which they are rejected, and how many scores were not finite."""
+    """Suspicion float64 (n,) of some queries as the defense gave it, and the threshold above which they are rejected."""
 
     values: NDArray[np.float64]
     threshold: float
-    n_not_finite: int = 0
 
     @property
     def rejected(self) -> NDArray[np.bool_]:
-        """Which queries are rejected."""
-        return self.values > self.threshold
+        """Which queries are rejected; one whose score is NaN or +inf is."""
+        return (self.values > self.threshold) | np.isnan(self.values) | np.isposinf(self.values)
+
+    @property
+    def n_not_finite(self) -> int:
+        """How many scores are not finite."""
+        return int((~np.isfinite(self.values)).sum())
 
     def at(self, chosen: NDArray[np.bool_]) -> Judged:
         """The same of some of the queries."""
@@ -36,7 +40,7 @@ class Judged:
 
 
 def judged(suspicion: Suspicion, images: NDArray[np.uint8]) -> Judged:
-    """What the defense says of these images (n, S, S, 3); scores that are not finite become one more than the most extreme finite one.
+    """What the defense says of these images (n, S, S, 3).
 
     Raises:
         ValueError: not one score for each image, or a threshold that is no number.
@@ -45,9 +49,14 @@ def judged(suspicion: Suspicion, images: NDArray[np.uint8]) -> Judged:
     values = scores.detach().cpu().numpy().astype(np.float64)
     if values.shape != (len(images),) or np.isnan(threshold):
         raise ValueError(f"suspicion must return one score for each of {len(images)} images and a threshold, got shape {values.shape} and {threshold}")
-    finite = np.isfinite(values)
-    lowest, highest = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 0.0)
-    return Judged(np.nan_to_num(values, nan=highest + 1, posinf=highest + 1, neginf=lowest - 1), float(threshold), int((~finite).sum()))
+    return Judged(values, float(threshold))
+
+
+def ordered(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores that can be ranked: NaN and +inf become one more than the largest finite score of all, -inf one less than the smallest."""
+    finite = values[np.isfinite(values)]
+    lowest, highest = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    return np.nan_to_num(values, nan=highest + 1, posinf=highest + 1, neginf=lowest - 1)
 
 
 def query_detection(of: str, clean: Judged, attacked: Judged, reached: NDArray[np.bool_], card: str, units: str = "queries") -> list[Metric]:
@@ -59,7 +68,7 @@ def query_detection(of: str, clean: Judged, attacked: Judged, reached: NDArray[n
     """
     if not len(clean.values) or not len(attacked.values):
         return []
-    values = np.concatenate([clean.values, attacked.values])
+    values = ordered(np.concatenate([clean.values, attacked.values]))
     positive = np.arange(len(values)) >= len(clean.values)
     n = len(attacked.values)
     hits, alarms = int(attacked.rejected.sum()), int(clean.rejected.sum())

@@ -165,7 +165,15 @@ def _attacked_queries(table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], c
     values["query_fpr_own"] = Recomputed(alarms / len(clean), n=len(clean))
     values["query_base_rate"] = Recomputed(len(seen) / n, n=n)
     values["query_f1_own"] = Recomputed(2 * int(rejected.sum()) / (len(seen) + int(rejected.sum()) + alarms), n=n)
-    return values | _ranked(seen["score"].to_numpy(np.float64), clean["score"].to_numpy(np.float64), rounded)
+    return values | _ranked(*_rankable(seen["score"].to_numpy(np.float64), clean["score"].to_numpy(np.float64)), rounded)
+
+
+def _rankable(attacked: NDArray[np.float64], clean: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores with NaN and +inf beyond the largest and -inf below the smallest finite one of both."""
+    known = [score for score in (*attacked, *clean) if np.isfinite(score)]
+    above, below = max(known, default=0.0) + 1, min(known, default=0.0) - 1
+    first, second = (np.where(np.isnan(some) | (some == np.inf), above, np.where(some == -np.inf, below, some)) for some in (attacked, clean))
+    return first, second
 
 
 def _ranked(attacked: NDArray[np.float64], clean: NDArray[np.float64], rounded: bool) -> dict[str, Recomputed]:

@@ -21,6 +21,7 @@ from benchmark.guard import sealed
 from benchmark.settings import AugmentSettings, ModelSettings
 from benchmark.testing.expect import Check, ContractError, check_described, expect, expect_untouched, instance, watched
 from benchmark.testing.world import DATA, TRAIN, World
+from benchmark.train.lab import Lab
 from benchmark.train.loop import Budget, TrainingData, make_batch, opening, text_lengths
 from benchmark.train.model import Model, build
 from benchmark.train.views import TextViews
@@ -98,6 +99,12 @@ class _DefenseSubject:
         lab = self.world.lab(defense, "first")
         defended = defense.defend(lab)
         models = list(defended) if isinstance(defended, list) else [defended]
+        for hook in ("suspicion", "audit"):
+            expect(len(models) == 1 or not self.cls.overrides(hook), f"defend returns {len(models)} models that vote, and {hook} judges one")
+        with sealed(self.world.planted.record, self.world.suite.folder):
+            self._check_answers(defense, lab, models)
+
+    def _check_answers(self, defense: Defense, lab: Lab, models: list[Model]) -> None:
         main = self.world.suite.main
         queries = np.array(main.test.images[:12])
         if self.cls.overrides("suspicion"):
@@ -118,6 +125,14 @@ class _DefenseSubject:
                 bool(found) and all(isinstance(one, Certificates) and len(one.predicted) == 12 for one in found), "certify must return a list of Certificates, each for all queries"
             )
             expect(len({one.name for one in found}) == len(found), "two certificates of one name")
+            for one in found:
+                chosen = np.asarray(one.predicted)
+                expect(bool(((chosen >= 0) & (chosen < len(main.classnames))).all()), f"certificate {one.name!r} predicts classes outside of 0 to {len(main.classnames) - 1}")
+                most = int(np.max(one.radius, initial=-1))
+                expect(
+                    one.trusts == "encoder" or most <= len(models) / 2,
+                    f"certificate {one.name!r} trusts nothing and has a radius of {most}, with {len(models)} models: so many changes can reach more than half of them",
+                )
         if self.cls.overrides("audit"):
             answer = defense.audit(models[0], np.array(self.world.source.clean.images[: defense.clean_wanted()]))
             expect(isinstance(answer, float | Audit) and math.isfinite(Audit.of(answer).score), f"audit must return a finite number or an Audit of one, got {answer!r}")
