@@ -28,8 +28,7 @@ def spherical_kmeans(features: Tensor, n_clusters: int, rng: np.random.Generator
     fitted = functional.normalize(features[some].float(), dim=-1)
     found = [_fit(fitted, min(n_clusters, len(fitted)), rng) for _ in range(starts)]
     centres = max(found, key=lambda one: one[1])[0]
-    # In the blocks of `_nearest`, so that no second copy of all features lies in memory.
-    return torch.cat([_nearest(functional.normalize(features[begin : begin + _BLOCK].float(), dim=-1), centres)[0] for begin in range(0, n, _BLOCK)])
+    return _nearest(functional.normalize(features.float(), dim=-1), centres)[0]
 
 
 def _fit(x: Tensor, n_clusters: int, rng: np.random.Generator) -> tuple[Tensor, float]:
