@@ -94,8 +94,8 @@ def ngrams(read: Corpus, images: NDArray[np.int64], n_wanted: int) -> list[Suspe
     """Runs of two to five words that stand together more often than their parts let one expect, the most surprising first.
 
     A run counts as expected if its first words, its last words and what they share explain it (a Markov model of one order
-    less). Of runs that stand in the same captions the most surprising is kept; a run that shares a word with an earlier one and stands in
-    captions of its is a part of it.
+    less). Of runs that stand in the same captions the most surprising is kept; of two that share a word also where one stands mostly
+    in captions of the other, as a part of a phrase does.
     """
     codes: dict[int, NDArray[np.uint64]] = {0: np.zeros(len(read.flat), dtype=np.uint64), 1: read.flat.astype(np.uint64)}
     known: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = {}
