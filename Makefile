@@ -39,7 +39,9 @@ TABLES := main stronger triggers attacks dose tuning defenses ablation adaptive
 tables: install $(TABLES:%=table-%)
 	$(BIN)/bench report --results results/reference/dose --fit dose --out results/reference/dose/fit.md
 	$(BIN)/bench report --results results/reference/defenses --against clip --out results/reference/defenses/against-clip.csv
-	$(BIN)/python -m benchmark.report.insert README.md results/reference/main/table.md
+	$(BIN)/bench report --results results/reference/defenses --format brief --out results/reference/defenses/brief.md
+	$(BIN)/python -m benchmark.report.insert README.md results/reference/main/table.md "main table"
+	$(BIN)/python -m benchmark.report.insert README.md results/reference/defenses/brief.md "defenses table"
 	$(BIN)/python -m benchmark.report.reproduction docs/reproduction.md docs/metrics.md
 
 table-%: install

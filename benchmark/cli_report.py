@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def report_command(
-    format: Annotated[str, typer.Option(help="md, csv, long (CSV with one row per metric) or html (one page with everything).")] = "md",
+    format: Annotated[str, typer.Option(help="md, csv, long (CSV with one row per metric), brief (Markdown, a row a defense and a column an attack) or html (one page with everything).")] = "md",
     out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
@@ -32,6 +32,7 @@ def report_command(
     cache: Cache = None,
 ) -> None:
     """Tables from recorded runs."""
+    from benchmark.report.brief import to_brief
     from benchmark.report.comparisons import against as comparisons
     from benchmark.report.controls import controls
     from benchmark.report.dose import fitted
@@ -45,8 +46,8 @@ def report_command(
             raise BenchError("--verify checks every run of a folder and takes no --attack, --defense, --scale or --where")
         verified(results)
         return
-    if format not in ("md", "csv", "long", "html"):
-        raise BenchError(f"expected --format md, csv, long or html, got {format!r}")
+    if format not in ("md", "csv", "long", "brief", "html"):
+        raise BenchError(f"expected --format md, csv, long, brief or html, got {format!r}")
     page = figure is not None or format == "html"
     if (against is not None) + (fit is not None) + page > 1:
         raise BenchError("--against, --fit and --figure (or --format html) are reports of their own: ask for one at a time")
@@ -64,6 +65,8 @@ def report_command(
         text, notes = to_csv(table), notes + left_out
     elif format == "md":
         text, notes = to_markdown(runs), old
+    elif format == "brief":
+        text, notes = to_brief(runs), old
     elif format == "csv":
         text, notes = to_csv(wide_table(runs)), notes + controls(groups(runs)[0]).notes
     else:

@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmark.errors import BenchError
 from benchmark.evaluate.predictions import SLIM, write_slim
 from benchmark.evaluate.statistics import wilson
+from benchmark.report.brief import to_brief
 from benchmark.report.comparisons import against, differences
 from benchmark.report.insert import inserted
 from benchmark.report.markdown import to_markdown
@@ -427,9 +428,28 @@ def test_a_metric_is_averaged_over_all_sets_or_not_at_all():
 
 def test_a_table_is_inserted_between_its_markers_and_nowhere_else():
     page = "a\n<!-- main table -->\nold\n<!-- end of main table -->\nb\n"
-    once = inserted(page, "| new |\n")
+    once = inserted(page, "| new |\n", "main table")
     assert once == "a\n<!-- main table -->\n\n| new |\n\n<!-- end of main table -->\nb\n"
-    assert inserted(once, "| new |\n") == once
+    assert inserted(once, "| new |\n", "main table") == once
+    with pytest.raises(ValueError, match="no <!-- other table -->"):
+        inserted(page, "| new |\n", "other table")
+
+
+def test_the_brief_table_has_a_row_a_defense_and_a_column_an_attack():
+    runs = [run(seed, asr, "clip") for seed, asr in enumerate((0.319502, 0.4, 0.480498))] + [run(0, 0.2, "safe[k=1]"), run(1, 0.4, "safe[k=1]")]
+    runs += [run(0, None, "clip", "none", zero_shot=(0.9, 0.7)), run(0, 0.0, "oracle", told="record"), run(0, 0.3, "safe[k=1]", "targeted")]
+    for one in runs[3:5]:
+        one.cost["pairs_trained"] = 12_500
+    judge = run(0, 0.4, "judge")
+    judge.record["curve"] = copy.deepcopy(runs[0].record["curve"])
+    text = to_brief([*runs, judge])
+    header, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert header == ["defense", "targeted: ASR, %", "backdoor: ASR, %", "none: zero-shot, %", "clean pairs", "cost", "runs a cell"]
+    assert rows[0] == ["clip", "", "40.0 [20.0, 60.0]", "80.0", "", "1 x", "1 to 3"]
+    assert rows[1] == ["safe\\[k=1\\]", f"30.0 [{100 * wilson(30, 100)[0]:.1f}, {100 * wilson(30, 100)[1]:.1f}]", "30.0", "", "", "2.5 x", "1 to 2"]
+    assert rows[2][0] == "oracle (told the rows)" and len(rows) == 3, "the judge has no row"
+    assert "predictions or a model and train as plain defenses do: `judge`." in text
+    assert "targeted n=100, floor 1.0 to 1.0 %; backdoor n=100, floor 1.0 to 1.0 %" in text
 
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
@@ -440,8 +460,11 @@ def test_committed_tables_are_what_the_committed_records_say(table):
     runs = load(REFERENCE / table)
     assert (REFERENCE / table / "table.csv").read_text() == to_csv(wide_table(runs))
     assert (REFERENCE / table / "table.md").read_text() == to_markdown(runs)
-    if table == "main":
-        assert to_markdown(runs).strip() in (REFERENCE.parents[1] / "README.md").read_text()
+    shown = {"main": to_markdown, "defenses": to_brief}.get(table)
+    if shown:
+        assert shown(runs).strip() in (REFERENCE.parents[1] / "README.md").read_text()
+    if table == "defenses":
+        assert (REFERENCE / table / "brief.md").read_text() == to_brief(runs)
 
 
 def test_the_table_after_a_run_fits_into_eighty_columns_a_row_a_line():

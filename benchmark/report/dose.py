@@ -13,7 +13,7 @@ from benchmark.errors import BenchError
 from benchmark.evaluate.dose import DoseFit, enough, fit_dose
 from benchmark.evaluate.statistics import TARGET_IMAGES, Interval
 from benchmark.report.controls import without_controls
-from benchmark.report.markdown import escape, percent
+from benchmark.report.formatting import bracket, escape, percent
 from benchmark.report.records import Run
 from benchmark.report.tables import Group, interval_of, mean_of, per_run, to_csv
 from benchmark.settings import canonical
@@ -128,7 +128,7 @@ def dose_markdown(curves: Sequence[DoseCurve]) -> str:
     several = len({(curve.scale, curve.dataset, curve.model) for curve in curves}) > 1
     lines = ["| attack | defense | poisoned rows: success | rows for 50 % | a target | |", "|---|---|---|---|---|---|"]
     for curve in curves:
-        shown = ", ".join(f"{point.n_poison}: {percent(point.mean)}{_bracket(point.interval)}" for point in curve.points)
+        shown = ", ".join(f"{point.n_poison}: {percent(point.mean)}{bracket(point.interval)}" for point in curve.points)
         count, per_target = "", ""
         if curve.fit and curve.fit.n50 is not None:
             low, high = (f"{value:.0f}" if value is not None else "" for value in (curve.fit.low, curve.fit.high))
@@ -225,7 +225,3 @@ def _settings_without(run: Run, option: str) -> str:
     resolved = {name: value for name, value in run.record["resolved"].items() if name != "seed"}
     attack = resolved["attack"]
     return canonical(resolved | {"attack": attack | {"options": {name: value for name, value in attack["options"].items() if name != option}}})
-
-
-def _bracket(interval: Interval) -> str:
-    return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""

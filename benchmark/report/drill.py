@@ -22,7 +22,7 @@ from benchmark.evaluate.statistics import TARGET_IMAGES
 from benchmark.gallery import residual
 from benchmark.report import plots
 from benchmark.report.controls import CONTROLS, Controlled, kind_of_control
-from benchmark.report.markdown import percent
+from benchmark.report.formatting import percent
 from benchmark.report.records import Run
 from benchmark.report.same_model import TOLD
 from benchmark.report.series import Spent, charts, spent

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from benchmark.evaluate.statistics import Interval
 from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.controls import CONTROLS, attack_names, controls
+from benchmark.report.formatting import bracket, count, escape, line, percent
 from benchmark.report.judged import sections
 from benchmark.report.records import Run
 from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
@@ -44,11 +43,11 @@ def to_markdown(runs: Sequence[Run]) -> str:
     plain, attacks = plain_models(runs), attack_names(found)
     clean = uses_clean_pairs(found)
     header = (*_COLUMNS[:_PAST_FLOOR], *(CONTROLS[name][1] for name in shown), *_COLUMNS[_PAST_FLOOR:], *(["clean pairs used"] if clean else ()))
-    lines = [_line(header), "|" + "---|" * len(header)]
+    lines = [line(header), "|" + "---|" * len(header)]
     for group in found:
         cells = _cells(group, attacks[id(group)], plain)
         lines.append(
-            _line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:], *([count(clean_pairs(group))] if clean else ())])
+            line([*cells[:_PAST_FLOOR], *(percent(controlled.values[id(group)][name]) for name in shown), *cells[_PAST_FLOOR:], *([count(clean_pairs(group))] if clean else ())])
         )
     scales = sorted({f"{group.key[2]}, {group.key[3]} pairs, {group.key[4]}" for group in found})
     lines += [
@@ -64,28 +63,6 @@ def to_markdown(runs: Sequence[Run]) -> str:
     for warning in dict.fromkeys(warning for run in runs for warning in run.record["warnings"]):
         lines.append(f"- {escape(warning)}")
     return "\n".join(lines) + "\n"
-
-
-def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal; empty for a missing one."""
-    return "" if value is None or math.isnan(value) else f"{100 * value:.1f} %"
-
-
-def count(value: float | None) -> str:
-    """A count, or a mean of counts, with four digits below a hundred; empty for a missing one."""
-    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    for mark in ("\\", "|", "`", "<", "[", "]", "*", "_"):
-        clean = clean.replace(mark, "\\" + mark)
-    return clean
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cells(group: Group, attack: str, plain: Mapping[str, str]) -> list[str]:
@@ -113,11 +90,7 @@ def _pairs(pairs: float | None, models: float | None) -> str:
 
 def _with_interval(group: Group, metric: str) -> str:
     value = mean_of([per_run(run, metric) for run in group.runs])
-    return percent(value) + _bracket(interval_of(group, metric))
-
-
-def _bracket(interval: Interval) -> str:
-    return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
+    return percent(value) + bracket(interval_of(group, metric))
 
 
 def _detection(found: Sequence[Group], attacks: Mapping[int, str], plain: Mapping[str, str]) -> list[str]:
@@ -131,13 +104,13 @@ def _detection(found: Sequence[Group], attacks: Mapping[int, str], plain: Mappin
         "",
     ]
     header = ("attack", "defense", "score", "AUROC", "AP", "base rate", "FPR at 95 % TPR", "F1, own threshold", "rows dropped", "recall", "poison left", "clean rows lost")
-    lines += [_line(header), "|" + "---|" * len(header)]
+    lines += [line(header), "|" + "---|" * len(header)]
     for group in shown:
         row = detection_row(group)
         numbers = ["" if row[name] is None else f"{row[name]:.{digits}}" for name, digits in (("auroc", "3f"), ("average_precision", "3f"), ("base_rate", "2g"))]
         numbers += [percent(row["fpr_at_tpr_0.95"]), "" if row["f1_own"] is None else f"{row['f1_own']:.2f}"]
         names = [escape(attacks[id(group)]), escape(group.key[1]) + remark(group, plain), escape(row["score"] or "")]
-        lines.append(_line([*names, *numbers, count(row["n_dropped"]), percent(row["recall_dropped"]), count(row["n_poison_kept"]), percent(row["clean_lost"])]))
+        lines.append(line([*names, *numbers, count(row["n_dropped"]), percent(row["recall_dropped"]), count(row["n_poison_kept"]), percent(row["clean_lost"])]))
     return lines
 
 
@@ -145,9 +118,9 @@ def _judged(found: Sequence[Group]) -> list[str]:
     """What defenses said of queries, predictions and models."""
     lines = []
     for section in sections(found):
-        rows = [_line([escape(cell) for cell in row]) for row in section.rows]
+        rows = [line([escape(cell) for cell in row]) for row in section.rows]
         notes = ["", *(f"- {escape(note)}" for note in section.notes)] if section.notes else []
-        lines += ["", section.title, "", _line(section.header), "|" + "---|" * len(section.header), *rows, *notes]
+        lines += ["", section.title, "", line(section.header), "|" + "---|" * len(section.header), *rows, *notes]
     return lines
 
 
@@ -171,14 +144,14 @@ def _against_augmentation(runs: Sequence[Run], found: Sequence[Group]) -> list[s
         visible = [value for run in group.runs if not _whole_image(run) and (value := per_run(run, "trigger_visible_share")) is not None]
         cells = [_difference(by_metric[name]) if name in by_metric else "" for name in ("asr", "zero_shot_acc1", "linear_probe_acc1")]
         lines.append(
-            _line([escape(attacks[id(group)]), escape(group.key[1]), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)])
+            line([escape(attacks[id(group)]), escape(group.key[1]), str(max(one.n_runs for one in by_metric.values())), *cells, percent(mean_of(visible) if visible else None)])
         )
     notes = [f"- {escape(note)}" for note in refused]
     if not lines:
         return ["", "Nothing was compared with `clip+aug`:", "", *notes] if notes else []
     header = ("attack", "defense", "shared seeds", "ASR", "zero-shot", "linear probe", "crops that show the trigger whole")
     about = "Against `clip+aug` on the same poison, in points (95 % t intervals over shared seeds, from three on; * where p < .05 after Holm's correction for all defenses and attacks compared with it in that column):"
-    return ["", about, "", _line(header), "|" + "---|" * len(header), *lines, "", *notes]
+    return ["", about, "", line(header), "|" + "---|" * len(header), *lines, "", *notes]
 
 
 def _processors(runs: Sequence[Run]) -> list[str]:

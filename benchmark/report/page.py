@@ -18,7 +18,8 @@ from benchmark.report.comparisons import Comparison, compare
 from benchmark.report.controls import CONTROLS, Controlled, controls, is_control, kind_of_control
 from benchmark.report.dose import DoseCurve, dose_curves
 from benchmark.report.drill import Pictures, Sheet, bracket, cell, flat
-from benchmark.report.markdown import FLOOR_NOTE, percent
+from benchmark.report.formatting import percent
+from benchmark.report.markdown import FLOOR_NOTE
 from benchmark.report.records import Run
 from benchmark.report.same_model import NOTE as SAME_MODEL_NOTE
 from benchmark.report.same_model import plain_models, remark

@@ -18,7 +18,7 @@ from benchmark.evaluate.coverage import summary
 from benchmark.evaluate.statistics import Interval, paired_difference, wilson
 from benchmark.report.comparisons import compare, refused
 from benchmark.report.controls import without_controls
-from benchmark.report.markdown import escape, percent
+from benchmark.report.formatting import bracket, escape, percent
 from benchmark.report.records import Run, load
 from benchmark.report.tables import Group, groups, interval_of, interval_of_entry, mean_of, per_run
 from benchmark.stages import write_atomically
@@ -114,9 +114,9 @@ def ablation_table(table: Path) -> str:
         usual = next((by_label.get(other, []) for other, (one, _) in asked.items() if one.defense == cell.defense and not one.request.sets), [])
         for part in parts:
             values = [percent(mean_of([per_run(run, name) for run in part])) for name in ("asr", "asr_floor", "zero_shot_acc1")]
-            bracket = _bracket(interval_of(Group(key, part), "asr"))
+            between = bracket(interval_of(Group(key, part), "asr"))
             against = _against(part, usual[0].runs) if cell.request.sets and len(parts) == len(usual) == 1 else ""
-            lines.append(f"| {change} | {escape(cell.defense)} | {len(part)} of {len(seeds)} | {values[0]}{bracket} | {values[1]} | {values[2]} | {against} |")
+            lines.append(f"| {change} | {escape(cell.defense)} | {len(part)} of {len(seeds)} | {values[0]}{between} | {values[1]} | {values[2]} | {against} |")
     state = "all of the grid has run" if n_run == n_asked else f"{n_run} of {n_asked} runs of the grid have been made"
     return "\n".join(
         [
@@ -146,7 +146,7 @@ def sets_table(table: Path) -> str:
 def _on_set(group: Group, metric: str, of: str) -> str:
     entries = [entry for run in group.runs for entry in run.values(metric) if entry["of"] == of]
     values = [entry["value"] for entry in entries]
-    return percent(mean_of(values)) + _bracket(interval_of_entry(entries[0], values)) if len(values) == len(group.runs) else ""
+    return percent(mean_of(values)) + bracket(interval_of_entry(entries[0], values)) if len(values) == len(group.runs) else ""
 
 
 def _ours(claim: Claim, runs: Sequence[Run]) -> tuple[str, int]:
@@ -155,7 +155,7 @@ def _ours(claim: Claim, runs: Sequence[Run]) -> tuple[str, int]:
         shown = [(_points(one.difference, one.low, one.high), one.n_runs) for one in compared]
     else:
         rows = [group for group in groups(without_controls(runs))[0] if group.key[:2] == (claim.attack, claim.defense)]
-        shown = [(percent(mean_of([per_run(run, claim.metric) for run in row.runs])) + _bracket(interval_of(row, claim.metric)), len(row.runs)) for row in rows]
+        shown = [(percent(mean_of([per_run(run, claim.metric) for run in row.runs])) + bracket(interval_of(row, claim.metric)), len(row.runs)) for row in rows]
     if len(shown) == 1:
         return shown[0]
     if shown:
@@ -171,7 +171,7 @@ def _published(claim: Claim) -> str:
     if claim.against is not None:
         return _points(claim.value, None, None)
     low, high = wilson(round(claim.value * claim.n), claim.n) if claim.n else (None, None)
-    return f"{100 * claim.value:g} %" + _bracket(Interval(low, high, ""))
+    return f"{100 * claim.value:g} %" + bracket(Interval(low, high, ""))
 
 
 def _against(runs: Sequence[Run], usual: Sequence[Run]) -> str:
@@ -185,10 +185,6 @@ def _against(runs: Sequence[Run], usual: Sequence[Run]) -> str:
 
 def _points(difference: float, low: float | None, high: float | None) -> str:
     return f"{100 * difference:+.1f}" + (f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None and high is not None else "") + " points"
-
-
-def _bracket(interval: Interval) -> str:
-    return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
 
 
 if __name__ == "__main__":

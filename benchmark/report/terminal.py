@@ -14,8 +14,8 @@ from rich.text import Text
 from benchmark.evaluate.statistics import Interval, wilson
 from benchmark.grid import Expected
 from benchmark.report.controls import attack_names, without_controls
+from benchmark.report.formatting import bracket, percent
 from benchmark.report.judged import sections
-from benchmark.report.markdown import percent
 from benchmark.report.records import Run
 from benchmark.report.tables import groups, interval_of, mean_of, per_run
 
@@ -67,8 +67,7 @@ def print_expected(expected: Sequence[Expected], outcomes: Sequence[Any], consol
 
 
 def _with_bracket(value: float | None, interval: Interval) -> str:
-    bracket = f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval.low is not None and interval.high is not None else ""
-    return percent(value) + bracket
+    return percent(value) + bracket(interval)
 
 
 def _row(group: Any, attack: str) -> list[str]:

@@ -14,6 +14,7 @@ from benchmark.evaluate.predictions import ROWS, SLIM, read_predictions
 from benchmark.evaluate.recompute import recomputed
 from benchmark.evaluate.recompute_rows import of_rows
 from benchmark.evaluate.statistics import TARGET_IMAGES, wilson
+from benchmark.report.brief import to_brief
 from benchmark.report.comparisons import against
 from benchmark.report.dose import fitted
 from benchmark.report.markdown import to_markdown
@@ -202,7 +203,8 @@ def _interval_problem(name: str, entry: dict[str, Any]) -> list[str]:
 
 def _tables(results: Path, runs: Sequence[Run]) -> list[tuple[Path, str]]:
     """The table files in a folder of results, each with the text it should have."""
-    found = [(results / name, text) for name, text in (("table.md", to_markdown(runs)), ("table.csv", to_csv(wide_table(runs)))) if (results / name).is_file()]
+    made = (("table.md", to_markdown(runs)), ("brief.md", to_brief(runs)), ("table.csv", to_csv(wide_table(runs))))
+    found = [(results / name, text) for name, text in made if (results / name).is_file()]
     for path in sorted(results.glob("against-*.csv")):
         found.append((path, to_csv(against(runs, path.stem.removeprefix("against-"))[0])))
     if (results / "fit.md").is_file():
