@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def report_command(
-    format: Annotated[str, typer.Option(help="md, csv, long (CSV with one row per metric), brief (Markdown, a row a defense and a column an attack) or html (one page with everything).")] = "md",
+    format: Annotated[
+        str, typer.Option(help="md, csv, long (CSV with one row per metric), brief (Markdown, a row a defense and a column an attack) or html (one page with everything).")
+    ] = "md",
     out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Only these attacks.")] = None,
     defense: Annotated[list[str] | None, typer.Option(help="Only these defenses.")] = None,
