@@ -452,6 +452,16 @@ def test_the_brief_table_has_a_row_a_defense_and_a_column_an_attack():
     assert "targeted n=100, floor 1.0 to 1.0 %; backdoor n=100, floor 1.0 to 1.0 %" in text
 
 
+def test_the_brief_table_mixes_neither_scales_nor_definitions():
+    other, sham = run(0, 0.9, "clip"), run(0, 0.1, "clip")
+    other.record["label"]["scale"], sham.record["label"]["scale"] = "medium", "small+sham"
+    text = to_brief([run(0, 0.4, "clip"), run(1, 0.6, "clip", trigger="white"), other, sham])
+    rows = [line for line in text.splitlines() if line.startswith("| clip |")]
+    assert len(rows) == 2 and "90.0 [" in rows[0] and rows[1].count("; 60.0 [") == 1 and "40.0 [" in rows[1], text
+    assert "10.0 [" not in text, "sham poison is no attack"
+    assert "Scale medium, drawn pairs" in text and "were not averaged" in text
+
+
 REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 

@@ -100,7 +100,7 @@ def _about(found: Sequence[Group]) -> str:
     """What the numbers of a table are over."""
     several = "; ".join(f"{escape(attack)} {_range([group for group in found if group.key[0] == attack])}" for attack in _attacks(found))
     return (
-        "Means over runs of other seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, over runs from three on. "
+        "Means over runs of other seeds; brackets are 95 % intervals: over the queries or targets of one run for one seed, none for two, over runs from three on (where all runs agree, over the targets of all). "
         "ASR is that after the last epoch. Cost is what went through the towers, and a third of that for what only went forward, as a multiple of what `clip` took. "
         "Clean pairs are the most that the defense was granted."
     ) + (
